@@ -32,6 +32,7 @@ ROLES = {
     "admin": {"access": "m"},
     "analyst": {"access": [{"collection": "people", "access": "rw"}], "queries": QUERIES},
     "reader": {"access": "r", "queries": QUERIES},
+    "looker": {"access": [{"collection": "people", "access": "r"}], "queries": QUERIES},
     "tenant": {
         "access": [{"collection": "people", "access": "rw"}],
         "filter": {"team": "a"},
@@ -40,7 +41,7 @@ ROLES = {
 }
 IDENTITIES = [
     {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
-    *({"name": name, "match": {"cn": name}, "role": name} for name in ("analyst", "reader", "tenant")),
+    *({"name": name, "match": {"cn": name}, "role": name} for name in ("analyst", "reader", "looker", "tenant")),
 ]
 SECRETS = ("7777", "@example.org", "0.125")
 """Parts of every hidden value, and of every vector."""
@@ -61,7 +62,7 @@ def person(number: int) -> m.PointStruct:
 
 @pytest.fixture(scope="module")
 def gateway(site: Site) -> Iterator[Gateway]:
-    for name in ("analyst", "reader", "tenant"):
+    for name in ("analyst", "reader", "looker", "tenant"):
         site.issue(name, client=True, common_name=name)
     with EmbeddedUpstream() as embedded:
         config = site.write_config(embedded.url, grpc=embedded.grpc_url, roles=ROLES, identities=IDENTITIES)
@@ -79,7 +80,7 @@ def clients(site: Site, gateway: Gateway) -> Iterator[Clients]:
     """Of each role: over REST, over gRPC."""
     made = {
         name: (qdrant(gateway, site.client(name)), qdrant_by_grpc(QdrantClient, gateway, site, name))
-        for name in ("analyst", "reader", "tenant")
+        for name in ("analyst", "reader", "looker", "tenant")
     }
     yield made
     for one in (client for pair in made.values() for client in pair):
@@ -259,6 +260,17 @@ def test_refusals_are_the_same(clients: Clients, name: str) -> None:
     assert text in told
 
 
+def test_no_time_at_all_is_malformed(clients: Clients) -> None:
+    """As Qdrant has it over REST, where a number of seconds is at least one."""
+    by_rest, by_grpc = clients["analyst"]
+    with pytest.raises(UnexpectedResponse) as refused:
+        query(limit=1, timeout=0)(by_rest)
+    assert refused.value.status_code == 400
+    with pytest.raises(grpc.RpcError) as malformed:
+        query(limit=1, timeout=0)(by_grpc)
+    assert Answered.by(malformed.value).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_defaults_are_what_may_be_had(site: Site, gateway: Gateway, clients: Clients) -> None:
     """A count that does not say whether it is exact, and the number of points where no limit is given."""
     asked = {
@@ -337,3 +349,28 @@ def test_what_is_sent_and_what_may_come_back(site: Site, shared_upstream: Any) -
         sent = pb.GetPoints.FromString(one.messages[0])
         assert (sent.timeout, sent.with_vectors.enable) == (10, False)
         assert not sent.HasField("with_payload")
+
+
+def other(client: QdrantClient) -> Any:
+    prefetch = m.Prefetch(query=1, limit=9, lookup_from=m.LookupLocation(collection="other"))
+    return client.query_points("people", prefetch=prefetch, limit=9)
+
+
+BY_RIGHTS: dict[str, tuple[str, Use]] = {
+    "clear elsewhere": ("analyst", lambda client: client.clear_payload("other", [1])),
+    "overwrite as a reader": ("reader", lambda client: client.overwrite_payload("people", {"n": 1}, [1])),
+    "change as a reader of one": ("looker", lambda client: client.clear_payload("people", [1])),
+    "query elsewhere": ("analyst", lambda client: client.query_points("other", NEAR, limit=9)),
+    "vectors of elsewhere": ("analyst", other),
+    "delete the collection": ("analyst", lambda client: client.delete_collection("people")),
+}
+
+
+@pytest.mark.parametrize("name", BY_RIGHTS)
+def test_rights_come_before_the_policy(gateway: Gateway, clients: Clients, name: str) -> None:
+    role, use = BY_RIGHTS[name]
+    assert same(clients, role, use)[0]
+    by_rest = gateway.audited(role=role, status=403)
+    by_grpc = gateway.audited(role=role, grpc_status=7, method=by_rest["method"])
+    assert by_rest["reason"] == by_grpc["reason"]
+    assert by_rest["reason"] in {"collection", "needs_global", "needs_manage", "needs_write"}

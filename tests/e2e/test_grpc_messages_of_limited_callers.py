@@ -362,6 +362,10 @@ def test_codings_that_are_not_read_here(site: Site, raw_gateway: Gateway, frames
                     client.room(stream)
             client.send(DataFrame(stream, pieces[-1], flags=["END_STREAM"]))
             assert client.status(stream) == status, head
+            record = raw_gateway.audited(grpc_status=status)
+            reason = {3: "bad_request", 8: "body_too_large", 12: "content_coding"}[status]
+            assert (record["result"], record["reason"]) == ("denied", reason)
+            assert "must be read before" not in record["error"]
         client.lives()
     assert len([seen for seen in frames_of.streams if seen.ended]) == before
 

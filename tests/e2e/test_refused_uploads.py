@@ -85,6 +85,22 @@ def test_a_json_body_beyond_the_limit_is_refused_by_its_length(
     assert gateway.audited(method="upsert_points")["reason"] == "body_too_large"
 
 
+def test_one_that_has_a_say_is_audited_as_denied(site: Site, shared_gateway: Gateway) -> None:
+    """As over gRPC, with the client's text: no rights were found in what was not read."""
+    search = b"POST /collections/docs/points/query HTTP/1.1\r\nhost: localhost\r\n"
+    for fields, body, status, reason in (
+        (b"content-length: %d\r\n\r\n" % ((32 << 20) + 1), b"", 400, "body_too_large"),
+        (b"content-encoding: br\r\ncontent-length: 2\r\n\r\n", b"{}", 415, "content_coding"),
+        (b"transfer-encoding: chunked\r\n\r\n", b"x\r\n", 400, "bad_request"),
+    ):
+        with connected(shared_gateway, site.client("ingest")) as client:
+            client.send(search, fields, body)
+            answered = client.response()
+        assert answered.status == status
+        record = shared_gateway.audited(status=status, reason=reason)
+        assert (record["result"], record["error"]) == ("denied", orjson.loads(answered.body)["status"]["error"])
+
+
 def test_a_chunked_one_when_it_gets_there(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
     wholes: list[bytes] = []
 

@@ -14,7 +14,7 @@ from qdrant_client import grpc as pb
 from qdrant_client.grpc import collections_service_pb2, points_service_pb2
 from support import qdrant_messages as qdrant
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.access import ALLOWED, NO_NAMES, UNREAD, GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.query_policy import NO_POLICY, KeyPath, QueryPolicy, hidden_keys, parse_key_path, spelled
@@ -24,7 +24,7 @@ from tlsproxy.qdrant.answer_statistics import AnswerReducer
 from tlsproxy.qdrant.composed_reducer import ComposedReducer, composed
 from tlsproxy.qdrant.grpc_answers import ANSWERS, COPIES, MAX_NESTING, PARTS, AnswerPart, PointStripper, stripper_of
 from tlsproxy.qdrant.grpc_answers import STEP as ANSWER_STEP
-from tlsproxy.qdrant.grpc_decision import decide_call, message_under_policy, operation_of
+from tlsproxy.qdrant.grpc_decision import decide_call, decide_message, message_under_policy, operation_of
 from tlsproxy.qdrant.grpc_payload_keys import LOOKS, checking_payload
 from tlsproxy.qdrant.grpc_query_policy import _OPERATIONS, _PREFETCH, ROWS, Row, policy_of_message, under_policy
 from tlsproxy.qdrant.grpc_rewrite import STEP, Reading
@@ -115,7 +115,15 @@ def test_a_call_under_a_part_of_a_policy(part: Part, rights: Rights) -> None:
         if treated is Treatment.FREE or not (free.decision.allowed or free.decision is UNREAD):
             assert bounded == free
         elif treated is Treatment.REFUSED:
-            assert bounded.decision == UNDER_POLICY
+            if bounded.decision is UNREAD:  # by its collection first
+                admission = held(rights, policy)
+                refused, elsewhere = (
+                    decide_message(admission, operation, name, NO_NAMES, confined=False) for name in ("docs", "other")
+                )
+                assert (refused == UNDER_POLICY) is bool(operation.requirement.scope is Scope.COLLECTION)
+                assert elsewhere.reason != UNDER_POLICY.reason
+            else:
+                assert bounded.decision == UNDER_POLICY
         else:
             assert bounded.decision is (UNREAD if operation.path in ROWS else free.decision)
             stripper = PointStripper(operation, policy) if treated is Treatment.STRIPPED else None
@@ -286,7 +294,7 @@ def twin_bounds(message: Any, fields: Any, policy: QueryPolicy) -> None:
     if "timeout" in fields and reads and policy.timeout is not None:
         if not message.HasField("timeout"):
             message.timeout = policy.timeout
-        refuse(message.timeout > policy.timeout)
+        refuse(message.timeout > policy.timeout or not message.timeout)
 
 
 def twin_exact(message: Any, fields: Any, policy: QueryPolicy) -> None:

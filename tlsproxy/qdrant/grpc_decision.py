@@ -75,13 +75,14 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
         statistics = DescriptionReducer()
     shown = composed(listing, statistics, stripper_of(operation, queries))
     possible = is_possible_under(queries, operation)
-    unread = UNREAD if possible else UNDER_POLICY
     limited = any(one.limited for one in rights)
     if limited and operation.requirement.grantable:
         best = decide_at_best(admitted, operation)
-        return HeadDecision(unread if best.allowed else best)
+        if best.allowed and operation.names_changed and not possible:
+            return HeadDecision(UNDER_POLICY)
+        return HeadDecision(UNREAD if best.allowed else best)
     if limited and operation.requirement.scope is Scope.COLLECTION:
-        return HeadDecision(unread, shown)  # a refusal too: it names the collection
+        return HeadDecision(UNREAD, shown)  # refusals by rights or policy too: they name the collection
     decision = decide_all(
         rights,
         operation,
@@ -175,8 +176,11 @@ def collection_finder(operation: Operation) -> CollectionFinder:
 def decide_message(
     admission: Admission, operation: Operation, collection: str | None, names: BodyNames, *, confined: bool
 ) -> Decision:
-    """Decides by method and message together. ``confined``: the message was rewritten by :func:`confine_message`."""
-    return decide_all(
+    """Decides by method and message together: by rights, then by the query policy, as REST does.
+
+    ``confined``: the message was rewritten by :func:`confine_message`.
+    """
+    decision = decide_all(
         admission.rights,
         operation,
         collection,
@@ -184,6 +188,7 @@ def decide_message(
         reduced=operation.requirement.listing and listing_of_call(operation, admission.rights) is not None,
         confined=confined or touches_no_points(operation),
     )
+    return decision if not decision.allowed or is_possible_under(admission.queries, operation) else UNDER_POLICY
 
 
 def decide_call_again(admission: Admission, operation: Operation, body: BodyFacts) -> Decision:

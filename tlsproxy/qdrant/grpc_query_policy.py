@@ -165,6 +165,8 @@ class Row:
         elif one.number == self.offset:
             check_limit(one.integer(), policy.max_offset, "offset")
         elif one.number == self.timeout:
+            if policy.timeout is not None and not one.integer():
+                raise BadRequest("Malformed message: timeout must be one whole number of seconds")
             check_limit(one.integer(), policy.timeout, "timeout")
         elif one.number == self.exact:
             check_exact(one, policy)

@@ -174,7 +174,7 @@ class BodyDecision:
 def deciding_body(
     admitted: Admission, request: Recognised, content: Content, facts: Facts | None = None, memory: int = 0
 ) -> Steps[BodyDecision]:
-    """Decides by head and body, where the head left it open.
+    """Decides by head and body, where the head left it open: by rights, then the query policy, then the confinement.
 
     If only its names are needed, ``content`` may be the skeleton
     (:mod:`tlsproxy.wire.json_skeleton`). ``memory``: bytes in use beside the content.
@@ -188,11 +188,13 @@ def deciding_body(
     confinements = admitted.confinements
     body = (yield from reading_json(content, memory)) if has_body(operation) else None
     names = body_names(operation, body)
+    decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=bool(confinements))
+    if not decision.allowed:
+        return BodyDecision(decision)
     policy = concerning(admitted.queries, operation)
     if is_read_under(operation, policy):
         yield from reading_under(operation, body, policy)
     confined = (yield from confine(request, body, confinements, facts)) if confinements else None
-    decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=confined is not None)
     changed = None
     if confined is not None or is_read_under(operation, policy):
         yield None

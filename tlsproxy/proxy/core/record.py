@@ -10,8 +10,10 @@ from typing import Final, Generic, Protocol, Self, TypeVar
 from tlsproxy.audit.line import Prepared, Refusal, request_line
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.tokens import UNKNOWN_KEY
+from tlsproxy.errors import RequestError
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.decision.attribution import CONTENT_REFUSALS, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck
 from tlsproxy.wire.tracing import ID_LENGTH, NO_TRACING, Tracing
 
@@ -99,6 +101,13 @@ class Record(Generic[P]):
             self._promised = not self.plan.audit.probe and gateway.audit.take()
             self.admitted = self._promised or self.plan.audit.probe
         return self.admitted
+
+    def failed(self, error: RequestError, *, undecided: bool) -> str:
+        """Reason of its failure; none where the error is the decision, on a body or message that is ``undecided``."""
+        if not (undecided and isinstance(error, CONTENT_REFUSALS)):
+            return error.reason
+        self.plan = self.plan.refused(refusal_of(error))
+        return ""
 
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
         """Writes the one line, but for a probe that was served. ``reason`` is that of a failure after the decision."""

@@ -11,11 +11,22 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import Form, RequestError
+from tlsproxy.errors import (
+    BadRequest,
+    BodyTooLarge,
+    CodingRefused,
+    Form,
+    PolicyRefused,
+    RequestError,
+    Unconfined,
+)
 from tlsproxy.proxy.limits.fair_shares import Account
 
 STORAGE_ERROR: Final = "token_storage_error"
 """Reason of a refusal that the upstream gave to a subrequest that a token requires."""
+
+CONTENT_REFUSALS: Final = BadRequest, BodyTooLarge, CodingRefused, PolicyRefused, Unconfined
+"""Errors that are the decision, a refusal, where a body or message has a say in it."""
 
 
 def refusal_of(error: RequestError) -> Decision:

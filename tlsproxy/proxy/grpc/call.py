@@ -11,11 +11,11 @@ from functools import partial
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, BadRequest, PolicyRefused, RequestError, Unconfined
+from tlsproxy.errors import AuditUnavailable, RequestError
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Work
-from tlsproxy.proxy.decision.attribution import account_of, refusal_of
+from tlsproxy.proxy.decision.attribution import account_of
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans, grpc_status
 from tlsproxy.proxy.grpc.relay import NO_METHOD, Relay
 from tlsproxy.proxy.grpc.states import STREAM_CLOSED, STREAM_OPEN
@@ -382,11 +382,8 @@ class Call:
     def refuse(self, error: RequestError) -> None:
         """Ends it with an error that came up after its decision, or instead of one."""
         undecided = self.reading is not None and not self.reading.passed
-        if undecided and isinstance(error, (BadRequest, Unconfined, PolicyRefused)):  # the message had a say
-            self.record.plan = self.record.plan.refused(refusal_of(error))
-            self.deny()
-            return
-        self._end(error.grpc.value, error.status, str(error), error.reason)
+        reason = self.record.failed(error, undecided=undecided)
+        self._end(error.grpc.value, error.status, str(error), reason)
 
     def fail(self, error: RequestError) -> None:
         """Ends it, if it is open, with an error of another callback, which is not raised anew.

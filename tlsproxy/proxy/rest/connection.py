@@ -287,10 +287,12 @@ class RestConnection:
         if self._exchange is not None:
             self._exchange.abandon()
         self.close |= isinstance(error, RequestTimeout)  # RFC 9110 §15.5.9
-        if self._record is not None and self._record.status:
+        record = self._record
+        if record is not None and record.status:
             self.exchange_cut(error.reason)
-        else:
-            self._respond(error.status, *refused(error.status, str(error), error.form, 0), reason=error.reason)
+        elif record is not None:
+            reason = record.failed(error, undecided=isinstance(record.plan.route, Unread))
+            self._respond(error.status, *refused(error.status, str(error), error.form, 0), reason=reason)
 
     def _refuse_as(self, decision: Decision) -> None:
         answer = refused(decision.status, decision.text, decision.form, decision.retry_after)
