@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
@@ -11,6 +12,7 @@ from tlsproxy.audit.query import AuditQuery
 from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.core.audit_gate import AuditGate
+from tlsproxy.proxy.core.balancer import Balancer, RetryBudget
 from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.impairments import Impairments
 from tlsproxy.proxy.core.runtime_limits import RuntimeLimits
@@ -78,6 +80,8 @@ class Gateway:
     ``bounds`` are the limits in force, to be read at the time of use. ``clock`` is the time that dates are judged by.
     ``scheduler`` shares the loop among work that takes more than one turn. ``memory`` is the budget of bodies and
     messages that are read, in bytes; ``places`` that of upstream connections, of requests and of gRPC clients.
+    ``balancer`` chooses among the nodes of the upstream, ``retries`` is the budget of requests that are sent to
+    a second one.
     ``impairments`` counts what could not be served, for readiness. ``release`` is that of the upstream, as far as it is
     known.
     ``notice`` is called with what another part of the service should act on. ``probe`` is the address
@@ -90,6 +94,7 @@ class Gateway:
         "_affinity_key",
         "audit",
         "audit_gate",
+        "balancer",
         "bounds",
         "calls",
         "clock",
@@ -107,6 +112,7 @@ class Gateway:
         "plans",
         "probe",
         "release",
+        "retries",
         "scheduler",
     )
 
@@ -131,10 +137,12 @@ class Gateway:
         self.notice = notice
         self.limiter = Limiter(table)
         self.bounds = RuntimeLimits(generation.config)
+        self.balancer = Balancer()
+        self.retries = RetryBudget()
         self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
         self.memory = Shares(0, MAX_WAITING, lambda: NoMemory("Too many bodies are being read at once"))
         self.audit_gate = AuditGate(audit, self.bounds, blocks=generation.started.audit.on_full == "block")
-        deadlines.each += (self.places.review, self.memory.review, self.audit_gate.sweep)
+        deadlines.each += (self._bound_places, self.places.review, self.memory.review, self.audit_gate.sweep)
         self._affinity_key = affinity_key
         self.release: tuple[int, int] | None = None
         self._adopt(generation)
@@ -176,9 +184,15 @@ class Gateway:
         self.generation = generation
         self.limiter.adopt(generation.config)
         self.bounds.adopt(generation.config)
-        self.places.capacity = self.bounds.upstream_connections
+        self.balancer.adopt(
+            generation.nodes, time.monotonic(), affinity=generation.config.upstream.affinity == "identity"
+        )
+        self._bound_places()
         self.memory.capacity = self.bounds.inspection_memory
         self._plan_anew()
+
+    def _bound_places(self) -> None:
+        self.places.capacity = self.balancer.capacity(self.bounds.upstream_connections, time.monotonic())
 
     def _plan_anew(self) -> None:
         key = self._affinity_of(self.generation)
