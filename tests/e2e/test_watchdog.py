@@ -44,7 +44,7 @@ def counted(gateway: Gateway, series: str) -> float:
 
 
 def test_every_kind_of_listener_is_asked(site: Site, upstream: ScriptedUpstream, systemd: Systemd) -> None:
-    """REST, gRPC, both, TCP, on loopback, on every address and on a socket that was passed; and nobody hears of it."""
+    """REST, gRPC, both, TCP, with balancers; on loopback, on every address, on a passed socket. Nobody hears of it."""
     with ExitStack() as stack:
         held = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listeners = [
@@ -52,6 +52,7 @@ def test_every_kind_of_listener_is_asked(site: Site, upstream: ScriptedUpstream,
             {"port": held.getsockname()[1], "mode": "tcp", "upstream": upstream.url[7:], "allow": ["admin"]},
         ]
         limits = {"connections": 1, "connections_per_address": 1}
+        listeners.append({"port": 0, "protocols": ["rest"], "proxy_protocol": {"from": ["192.0.2.1"]}})
         config = site.write_config(upstream.url, grpc=NOWHERE, listeners=listeners, limits=limits)
         told = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": OFTEN}
         gateway = stack.enter_context(Gateway(config, inherit=[("tcp", held)], **told))

@@ -340,6 +340,23 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"health": {"probe_networks": ["10.0.0.7/24"]}},
         "health.probe_networks[0]: an address or a network such as 10.0.0.0/24 is expected: 10.0.0.7/24 has host bits",
     ),
+    "balancers_of_nowhere": (
+        {"service": {"proxy_protocol": {"from": []}}},
+        "service.proxy_protocol.from: ",
+    ),
+    "balancers_by_name": (
+        {"service": {"proxy_protocol": {"from": ["10.0.0.7", "balancer"]}}},
+        "service.proxy_protocol.from[1]: an address or a network such as 10.0.0.0/24 is expected",
+    ),
+    "balancers_of_a_mapped_network": (
+        {"listeners": [{"port": 443, "protocols": ["rest"], "proxy_protocol": {"from": ["::ffff:10.0.0.7"]}}]},
+        "listeners[0].proxy_protocol.from[0]: addresses of IPv4 are compared as such: write 10.0.0.7/32",
+    ),
+    "balancers_in_a_switch": ({"health": {"proxy_protocol": True}}, "health.proxy_protocol: "),
+    "balancers_under_another_key": (
+        {"service": {"proxy_protocol": {"form": ["10.0.0.7"]}}},
+        "service.proxy_protocol: unknown key (did you mean 'from'?)",
+    ),
     "listener_of_no_protocol": ({"listeners": [{"port": 443, "protocols": []}]}, "listeners[0]: protocols is missing"),
     "listener_without_protocols": ({"listeners": [{"port": 443}]}, "listeners[0]: protocols is missing"),
     "listener_of_both_modes": (

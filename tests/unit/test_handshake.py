@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.authz.identity import identity_of
-from tlsproxy.proxy.frontend.handshake import AcceptedConnection, _fields_of
+from tlsproxy.proxy.frontend.handshake import AcceptedConnection, Origin, _fields_of
 from tlsproxy.tls.verify_errors import described
 
 
@@ -22,6 +22,7 @@ def test_a_session_that_is_resumed_all_the_same_is_ended() -> None:
     closed: list[float] = []
     reception = AcceptedConnection.__new__(AcceptedConnection)
     reception.address = "192.0.2.1"
+    reception._origin = Origin(0.0, reception.address)
     reception.entry = None
     reception.stream = SimpleNamespace(close=closed.append)  # type: ignore[assignment]
     reception._opened = 0.0

@@ -50,10 +50,11 @@ AT_ONCE: Final = {
         "enable_cors",
         "allowed_origins",
         "max_request_size_mb",
+        "proxy_protocol",
     },
-    "listeners": {"upstream", "allow"},
+    "listeners": {"upstream", "allow", "proxy_protocol"},
     "audit": {"log_api", "probes"},
-    "health": {"metrics", "probe_networks"},
+    "health": {"metrics", "probe_networks", "proxy_protocol"},
     "": {"log_level"},
 }
 """For open connections and those that come; and every setting of these sections that is named nowhere above."""

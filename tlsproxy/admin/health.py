@@ -3,7 +3,8 @@
 It stands on a network and knows nobody, so everything is bounded: one request for each connection, which has
 :data:`DEADLINE` seconds in all, and :data:`MAX_CONNECTIONS` at a time. Beyond them the oldest one is ended: probes take
 milliseconds, and whoever holds connections shuts out no probe. Answers name parts of the readiness and no reasons,
-which may hold names of files and callers. With TLS no client certificate is asked for.
+which may hold names of files and callers. With TLS no client certificate is asked for. With `health.proxy_protocol` a
+header comes first, within as long and with the same bounds, and who is not listed is closed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 import orjson
 
 from tlsproxy.config.listeners import HEALTH
+from tlsproxy.config.networks import listed
+from tlsproxy.config.proxy_protocol import balancers
 from tlsproxy.proxy.frontend.listener import Acceptor, Address
+from tlsproxy.proxy.frontend.proxy_header import SILENT, HeaderReception
 from tlsproxy.proxy.rest.responses import response
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.stream import Stream
 from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.wire.http1 import END, has_bare_lf
+from tlsproxy.wire.proxy_protocol import Header
 
 if TYPE_CHECKING:
     from tlsproxy.admin.readiness import Readiness
@@ -64,11 +69,14 @@ class HealthServer:
         self._present = present
         self._deadlines = Deadlines(self._loop)
         self._open: dict[_Connection, None] = {}
+        self._announced: dict[HeaderReception, None] = {}
         # One at a time, so that a flood here leaves the loop to the data path.
         self._acceptor = Acceptor(self._loop, sock, 1, self._accepted, failed, self._log_trouble)
 
     def close(self) -> None:
         self._acceptor.stop()
+        for reception in list(self._announced):
+            reception.refuse(SILENT)
         for connection in list(self._open):
             connection.stream.abort()
         self._deadlines.close()
@@ -77,7 +85,23 @@ class HealthServer:
         if self._acceptor.trouble:
             _log.warning("health listener: %s", self._acceptor.trouble)
 
-    def _accepted(self, sock: socket.socket, _address: Address) -> None:
+    def _accepted(self, sock: socket.socket, address: Address) -> None:
+        known = balancers(self._present().config.health.proxy_protocol)
+        if known is None:
+            self._admit(sock)
+        elif not listed(address[0].removeprefix("::ffff:"), known):
+            sock.close()
+        else:
+            while len(self._announced) >= MAX_CONNECTIONS:
+                next(iter(self._announced)).refuse(SILENT)
+            self._announced[HeaderReception(self._loop, sock, self._deadlines, lambda: DEADLINE, self._read)] = None
+
+    def _read(self, reception: HeaderReception, header: Header | str) -> None:
+        del self._announced[reception]
+        if not isinstance(header, str):
+            self._admit(reception.sock)
+
+    def _admit(self, sock: socket.socket) -> None:
         if len(self._open) >= MAX_CONNECTIONS:
             oldest = next(iter(self._open))
             del self._open[oldest]

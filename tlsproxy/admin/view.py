@@ -158,13 +158,13 @@ def _summed(rows: Sequence[Sequence[int]]) -> list[int]:
 def connections(section: Mapping[str, Any], *, with_ca: bool) -> list[Connection]:
     """Rows of the section ``connections``, newest first.
 
-    ``with_ca`` adds the client's CA. A gateway older than this program does not report one.
+    ``with_ca`` adds the client's CA. A gateway older than this program reports none, and no balancer.
     """
     return [
         Connection(
             number=entry["number"],
             protocol=entry["protocol"],
-            address=shown(entry["address"]),
+            address=" via ".join(filter(None, (shown(entry["address"]), shown(entry.get("via"))))),
             client=shown(entry["identity"]) or "no certificate",
             ca=shown(entry.get("ca")) if with_ca else "",
             role=shown(entry["role"]) or NO_ROLE,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tlsproxy.authz.access import EVERY
 from tlsproxy.authz.keys import NEVER, Key
 from tlsproxy.config.grants import CollectionGrant, filter_of
 from tlsproxy.config.limits import Quota
-from tlsproxy.config.listeners import PROTOCOLS, listening, titles
+from tlsproxy.config.listeners import PROTOCOLS, balancers_of, listening, titles
 from tlsproxy.config.model import AuditConfig, Config, Role
 from tlsproxy.config.policy import confinement_text
 from tlsproxy.config.queries import query_policy_of
@@ -33,8 +33,10 @@ def summary(generation: Generation) -> Iterator[str]:
 
 
 def _served(config: Config) -> Iterator[str]:
+    known = balancers_of(config)
     for entry in listening(config):
-        yield f"listens on {entry.endpoint} for {titles(entry.protocols)}"
+        through = map(str, known[entry.name] or ())
+        yield f"listens on {entry.endpoint} for {titles(entry.protocols)}{_through(through)}"
     health = config.health
     if health.listen is not None:
         yield f"serves health checks on {'https' if health.tls else 'http'}://{health.listen}"
@@ -49,6 +51,12 @@ def _served(config: Config) -> Iterator[str]:
     yield f"audit log: {_audit(config.audit)}"
     yield f"admin server: {config.admin.listen or 'none'}"
     yield f"workers: {config.workers}"
+
+
+def _through(balancers: Iterable[str]) -> str:
+    """The balancers of a listener, empty for none."""
+    known = ", ".join(balancers)
+    return f", through balancers of {known} alone (PROXY protocol)" if known else ""
 
 
 def _upstream_key(upstream: UpstreamConfig) -> str:

@@ -165,6 +165,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"logger", "audit"}), _logger),
     (frozenset({"listeners"}), listeners.repeated),
     (frozenset({"service", "listeners"}), listeners.hosts),
+    (frozenset({"service", "listeners", "health"}), listeners.proxy_protocol),
     (frozenset({"service", "listeners"}), listeners.modes),
     (frozenset({"listeners", "roles"}), listeners.tcp_roles),
     (frozenset({"service", "listeners"}), listeners.addresses),
@@ -189,6 +190,7 @@ ITEMS: Final = frozenset({"listeners", "roles", "identities", "keys", "jwt_issue
 _ITEM_BY_ITEM: Final = frozenset(
     {
         listeners.repeated,
+        listeners.proxy_protocol,
         listeners.modes,
         listeners.tcp_roles,
         listeners.addresses,

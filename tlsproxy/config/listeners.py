@@ -5,6 +5,7 @@ Names are not resolved: two names of one address are noticed when the second is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,9 @@ from tlsproxy.config.endpoints import Endpoint, admin_endpoint, check_host, tcp_
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
 from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols
+from tlsproxy.config.networks import Network, findings
 from tlsproxy.config.positions import Path, Tree, dotted
+from tlsproxy.config.proxy_protocol import ANYBODY, ProxyProtocol, balancers
 from tlsproxy.config.queries import query_policy_of
 from tlsproxy.config.upstream import UpstreamConfig, urls_of
 
@@ -26,23 +29,40 @@ _TITLES: Final = {"rest": "REST", "grpc": "gRPC", "tcp": "TCP"}
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """An address to listen on, by the key ``path``. ``protocols`` are in the order of ``PROTOCOLS``."""
+    """An address to listen on, by the key ``path``. ``protocols`` are in the order of ``PROTOCOLS``.
+
+    ``name`` is the same for the same listener of another configuration: the address, or the key of `service`.
+    """
 
     endpoint: Endpoint
     protocols: Protocols
     path: Path
+    name: str
 
 
 def listening(config: Config) -> Iterator[Listening]:
     service = config.service
-    if service.http_port is not None:
-        yield Listening(Endpoint(service.host, service.http_port), ("rest",), ("service", "http_port"))
-    if service.grpc_port is not None:
-        yield Listening(Endpoint(service.host, service.grpc_port), ("grpc",), ("service", "grpc_port"))
+    of_service: tuple[tuple[str, HttpProtocol], ...] = (("http_port", "rest"), ("grpc_port", "grpc"))
+    for key, protocol in of_service:
+        port = getattr(service, key)
+        if port is not None:
+            yield Listening(Endpoint(service.host, port), (protocol,), ("service", key), f"service.{key}")
+    seen: Counter[Endpoint] = Counter()
     for index, listener in enumerate(config.listeners):
         protocols = tuple(protocol for protocol in PROTOCOLS if protocol in listener.protocols)
         endpoint = Endpoint(listener.host or service.host, listener.port)
-        yield Listening(endpoint, TCP if listener.mode == "tcp" else protocols, ("listeners", index))
+        seen[endpoint] += 1
+        name = f"{endpoint} ({seen[endpoint]})"  # several at port 0 differ by their order alone
+        yield Listening(endpoint, TCP if listener.mode == "tcp" else protocols, ("listeners", index), name)
+
+
+def balancers_of(config: Config) -> dict[str, tuple[Network, ...] | None]:
+    """Networks of the balancers that speak the PROXY protocol, by the names of listeners; None where none does."""
+    settings = [entry.proxy_protocol for entry in config.listeners]
+    return {
+        one.name: balancers(config.service.proxy_protocol if one.path[0] == "service" else settings[int(one.path[1])])
+        for one in listening(config)
+    }
 
 
 def tunnels(config: Config, host: str) -> dict[str, ListenerConfig]:
@@ -101,6 +121,17 @@ def tcp_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
         role = config.roles.get(name)
         if role is not None and (role.filter or query_policy_of(role.queries)):
             yield Finding(path, "its `filter` and `queries` hold nothing here: bytes are relayed unread", warning=True)
+
+
+def proxy_protocol(config: Config, _tree: Tree) -> Iterator[Finding]:
+    settings: list[tuple[Path, ProxyProtocol | None]] = [
+        (("service",), config.service.proxy_protocol),
+        (("health",), config.health.proxy_protocol),
+        *((("listeners", index), entry.proxy_protocol) for index, entry in enumerate(config.listeners)),
+    ]
+    for path, setting in settings:
+        if setting is not None:
+            yield from findings((*path, "proxy_protocol", "from"), getattr(setting, "from"), ANYBODY)
 
 
 def hosts(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Labe
 from tlsproxy.config.grants import CollectionGrant, Operations
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 from tlsproxy.config.locks import LockEntry
+from tlsproxy.config.proxy_protocol import ProxyProtocol
 from tlsproxy.config.queries import Queries
 from tlsproxy.config.upstream import UpstreamConfig
 
@@ -70,6 +71,9 @@ class Service(Section):
     need a key or token."""
     max_request_size_mb: Annotated[StrictInt, Field(ge=1, le=1 << 20)] = 32
     """Largest JSON request body, in MiB. Snapshot uploads have `limits.max_upload_size_mb`."""
+    proxy_protocol: ProxyProtocol | None = None
+    """Balancers before `http_port` and `grpc_port` that send the PROXY protocol: `{from: [10.0.0.0/24]}`. Clients then
+    connect through them alone. null: no header is expected."""
 
 
 class ListenerConfig(Section):
@@ -89,6 +93,9 @@ class ListenerConfig(Section):
     """For mode tcp: the address that bytes are relayed to, `host:port`. See `upstream.on_change`."""
     allow: tuple[Label, ...] = ()
     """For mode tcp: the roles whose holders may connect, and stay connected."""
+    proxy_protocol: ProxyProtocol | None = None
+    """Balancers before this listener that send the PROXY protocol, as in `service`, whose setting does not count
+    here."""
 
 
 class Tls(Section):
@@ -229,6 +236,9 @@ class HealthConfig(Section):
     probe_networks: tuple[str, ...] = ()
     """Addresses and networks of the balancers, such as `10.0.0.7` or `10.0.0.0/24`. A TLS connection of theirs that
     brings no certificate, or ends during its handshake, is a check: no refusal and no failed authentication."""
+    proxy_protocol: ProxyProtocol | None = None
+    """Balancers whose checks of `listen` begin with a header of the PROXY protocol, as HAProxy's with
+    `check-send-proxy`. Nobody else gets an answer there then."""
 
 
 class Logger(Section):
@@ -252,8 +262,8 @@ class Config(Section):
 
     service: Service = Service()
     listeners: tuple[ListenerConfig, ...] = ()
-    """Addresses to listen on beside those of `service`. All but `upstream` and `allow` needs a restart: until then a
-    removed one serves on as it was."""
+    """Addresses to listen on beside those of `service`. All but `upstream`, `allow` and `proxy_protocol` needs a
+    restart: until then a removed one serves on as it was."""
     tls: Tls
     upstream: UpstreamConfig = UpstreamConfig()
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it

@@ -74,7 +74,8 @@ CONNECTIONS_LIMIT: Final = _gauge(
 CONNECTIONS: Final = _counter(
     "connections",
     "connections",
-    "Client connections; outcome: accepted, limit, address_limit, handshake_rate, too_many_failures, never_asked.",
+    "Client connections; outcome: accepted, limit, address_limit, handshake_rate, too_many_failures, "
+    "proxy_protocol_missing, proxy_protocol_malformed, proxy_protocol_untrusted, never_asked.",
     "outcome",
 )
 CONNECTIONS_ENDED: Final = _counter(

@@ -109,7 +109,7 @@ class Metrics(Collector):
         self._handshake_durations.observe(seconds)
 
     def connection(self, outcome: str) -> None:
-        """A new connection: accepted, or closed at once (the reasons of `proxy/limits/addresses.py`)."""
+        """A new connection: accepted, or closed at once (of `proxy/limits/addresses.py`, `wire/proxy_protocol.py`)."""
         self._connections[outcome] += 1
         if outcome == "accepted":
             self._open_connections += 1

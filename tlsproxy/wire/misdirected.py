@@ -12,6 +12,7 @@ from typing import Final
 
 from tlsproxy.errors import error_body
 from tlsproxy.wire.http2 import Code, goaway, settings
+from tlsproxy.wire.proxy_protocol import VERSION_1, VERSION_2
 
 
 class Spoken(Enum):
@@ -27,8 +28,7 @@ NO_TLS: Final = "This port speaks TLS: use https://, or for gRPC a channel with 
 GRPC_ALONE: Final = "This port serves gRPC alone (HTTP/2, ALPN h2): REST is served over HTTP/1.1 on another port"
 
 _PREFACE: Final = b"PRI * HTTP/2"
-# A balancer that is set to tell the client's address (haproxy.org/download/2.6/doc/proxy-protocol.txt): version 2, 1.
-_PROXY: Final = (b"\r\n\r\n\0\r\nQUIT\n", b"PROXY ")
+_PROXY: Final = (VERSION_2, VERSION_1)
 # method SP request-target (RFC 9112 §3): origin-form, absolute-form, asterisk-form, or authority-form after CONNECT.
 _REQUEST: Final = re.compile(rb"CONNECT [\x21-\x7e]|[A-Z]{1,16} (?:[/*]|https?:)")
 _BEGUN: Final = re.compile(rb"[A-Z]{1,16}(?: (?:h|ht|htt|https?)?)?")

@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
-from tlsproxy.audit.line import Refusal
+from tlsproxy.audit.line import Refusal, json_string
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
@@ -76,7 +76,8 @@ class Entry:
 
     ``account`` is the holder of its shares in common budgets. ``end_reason`` is why it is about to end, ``expel_at``
     when it is ended if it has not by then; ``end_audited``: an audit line has that reason. ``route`` is the address of
-    its listener as configured, where that is of mode tcp.
+    its listener as configured, where that is of mode tcp. ``via`` is the balancer that told the client's address, if
+    one did.
     """
 
     __slots__ = (
@@ -95,15 +96,25 @@ class Entry:
         "route",
         "session",
         "standing",
+        "via",
     )
 
     def __init__(
-        self, number: int, protocol: str, address: str, standing: Standing, opened: float, route: str = ""
+        self,
+        number: int,
+        protocol: str,
+        address: str,
+        standing: Standing,
+        opened: float,
+        *,
+        route: str = "",
+        via: str = "",
     ) -> None:
         self.number = number
         self.protocol = protocol
         self.address = address
         self.route = route
+        self.via = via
         self.standing = standing
         self.opened = opened
         self.session: Session | None = None
@@ -122,6 +133,12 @@ class Entry:
         self.key = key
 
     @property
+    def remote(self) -> str:
+        """The members `remote` and `via` of an audit line, from the former's value on, as JSON."""
+        via = f',"via":{json_string(self.via)}' if self.via else ""
+        return json_string(self.address) + via
+
+    @property
     def label(self) -> str:
         """Role, else the key of the last request (`key NAME`); "" for neither."""
         return self.standing.principal.role or (f"key {self.key}" if self.key else "")
@@ -130,6 +147,10 @@ class Entry:
         """Counts a request or call that lost its right (a key, a role) on a connection that goes on."""
         if not self.standing.withdrawn(gateway.generation, gateway.clock.now()):
             gateway.metrics.connection_ended(reason)
+
+    def balancer(self) -> dict[str, str]:
+        """The field `via` of an audit line of an event, if there is one."""
+        return {"via": self.via} if self.via else {}
 
     def certificate(self) -> dict[str, str]:
         """Fields of an audit line that name the client's certificate, empty where it has none."""
@@ -160,6 +181,7 @@ class Entry:
             "number": self.number,
             "protocol": self.protocol,
             "address": self.address,
+            "via": self.via or None,
             "identity": identity.name if identity is not None else None,
             "issuer": identity.issuer if identity is not None else None,
             "ca": (identity.ca or None) if identity is not None else None,
@@ -216,9 +238,9 @@ class ConnectionManager:
         if self._slice is not None:
             self._slice.cancel()
 
-    def enter(self, protocol: str, address: str, standing: Standing, route: str = "") -> Entry:
-        """``route`` is the address of a listener of mode tcp."""
-        entry = Entry(next(self._numbers), protocol, address, standing, time.monotonic(), route)
+    def enter(self, protocol: str, address: str, standing: Standing, route: str = "", via: str = "") -> Entry:
+        """``route`` is the address of a listener of mode tcp, ``via`` that of a balancer before the client."""
+        entry = Entry(next(self._numbers), protocol, address, standing, time.monotonic(), route=route, via=via)
         self._entries[entry.number] = entry
         return entry
 
@@ -323,6 +345,7 @@ class ConnectionManager:
         self._gateway.metrics.connection_ended(reason)
         detail: dict[str, str | int] = {
             "protocol": entry.protocol,
+            **entry.balancer(),
             **entry.certificate(),
             "requests": entry.requests,
             "age_ms": round((time.monotonic() - entry.opened) * 1000),

@@ -9,6 +9,7 @@ from typing import Final, Literal, Protocol
 
 from tlsproxy.audit.line import Refusal
 from tlsproxy.audit.query import AuditQuery
+from tlsproxy.config.listeners import balancers_of
 from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.core.audit_gate import AuditGate
@@ -77,7 +78,9 @@ class Gateway:
     """The present generation, and what is decided and limited by it.
 
     ``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
-    ``bounds`` are the limits in force, to be read at the time of use. ``clock`` is the time that dates are judged by.
+    ``bounds`` are the limits in force, to be read at the time of use. ``proxies`` are the networks that speak the
+    PROXY protocol, by the name of each listener; one that is bound until a restart has those of the start.
+    ``clock`` is the time that dates are judged by.
     ``scheduler`` shares the loop among work that takes more than one turn. ``memory`` is the budget of bodies and
     messages that are read, in bytes; ``places`` that of upstream connections, of requests and of gRPC clients.
     ``balancer`` chooses among the nodes of the upstream, ``retries`` is the budget of requests that are sent to
@@ -111,6 +114,7 @@ class Gateway:
         "places",
         "plans",
         "probe",
+        "proxies",
         "release",
         "retries",
         "scheduler",
@@ -188,6 +192,7 @@ class Gateway:
             generation.nodes, time.monotonic(), affinity=generation.config.upstream.affinity == "identity"
         )
         self._bound_places()
+        self.proxies = balancers_of(generation.started) | balancers_of(generation.config)
         self.memory.capacity = self.bounds.inspection_memory
         self._plan_anew()
 

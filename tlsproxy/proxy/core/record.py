@@ -110,7 +110,9 @@ class Record(Generic[P]):
         return ""
 
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
-        """Writes the one line, but for a probe that was served. ``reason`` is that of a failure after the decision."""
+        """Writes the one line, but for a probe that was served. ``reason`` is that of a failure after the decision,
+        ``remote`` that of the connection's entry.
+        """
         if self._counted:
             rows, self._counted = self._counted, ()
             gateway.limiter.release(rows)
@@ -140,7 +142,7 @@ class Record(Generic[P]):
         gateway.metrics.refused(
             Refusal(
                 self.when,
-                remote.strip('"'),  # an address has nothing that JSON escapes
+                remote.split('"', 2)[1],  # an address has nothing that JSON escapes
                 plan.operation,
                 reason,
                 identity=caller.certificate_subject,

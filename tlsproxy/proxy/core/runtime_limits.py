@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tlsproxy.config.health import probe_networks
 from tlsproxy.config.model import Config
+from tlsproxy.config.networks import networks
 from tlsproxy.qdrant.timeouts import SNAPSHOT
 
 LAST_ANSWER: Final = 5.0
@@ -86,7 +86,7 @@ class RuntimeLimits:
         self.kept_timeout = upstream.idle_timeout
         self.upstream_connections = upstream.max_connections
         self.drains_former = upstream.on_change == "drain"
-        self.probe_networks = probe_networks(config)
+        self.probe_networks = networks(config.health.probe_networks)
 
     def client_write(self) -> tuple[float, float]:
         """Slowest rate at which a client may read: (seconds of the window, bytes per second)."""

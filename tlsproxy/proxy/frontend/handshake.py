@@ -1,7 +1,7 @@
 """Accepted connection: its TLS handshake, and the choice of its protocol.
 
-A connection that ends before its first byte, or without a certificate from an address of `health.probe_networks`, is a
-health check, and no failed handshake.
+A connection that ends before its first byte, or without a certificate from an address of `health.probe_networks` or as
+a balancer's own, is a health check, and no failed handshake.
 
 The TLS context is that of the present generation, for the protocols of the listener. ALPN (RFC 7301) selects REST or
 gRPC. A failed handshake, and one that agreed on no protocol served there, is closed and audited with its reason; in the
@@ -14,13 +14,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Self
 
 from tlsproxy.audit.line import Refusal
 from tlsproxy.authz.identity import Identity
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
+from tlsproxy.config.networks import listed
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.gateway import Gateway
@@ -35,6 +36,7 @@ from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.tls.peer import Peer, client_of, peer_of, presented_by
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.misdirected import GRPC_ALONE
+from tlsproxy.wire.proxy_protocol import Header
 
 # HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client without ALPN speaks HTTP/1.1.
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
@@ -44,6 +46,24 @@ _LONGEST: Final = 256
 
 _OF_PROBES: Final = frozenset({"no_certificate", "client_closed"})
 """Failures of a handshake that a health check without a certificate ends with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A connection's acceptance at ``opened`` (monotonic clock): the client's ``address``, without its port, and the
+    balancer that told it, ``via``. ``local``: it is the balancer's own.
+    """
+
+    opened: float
+    address: str
+    via: str = ""
+    local: bool = False
+
+    @classmethod
+    def behind(cls, balancer: str, header: Header, opened: float) -> Self:
+        if header.address:
+            return cls(opened, header.address, balancer)
+        return cls(opened, balancer, local=header.local)
 
 
 class AcceptedConnection:
@@ -59,6 +79,7 @@ class AcceptedConnection:
         "_gateway",
         "_manager",
         "_opened",
+        "_origin",
         "_session",
         "_standing",
         "_upstreams",
@@ -76,17 +97,18 @@ class AcceptedConnection:
         manager: ConnectionManager,
         upstreams: Upstreams,
         sock: socket.socket,
-        address: str,
+        origin: Origin,
         where: Listening,
         when_ended: Callable[[AcceptedConnection], None],
     ) -> None:
-        self.address = address
+        self.address = origin.address
+        self._origin = origin
         self._gateway = gateway
         self._manager = manager
         self._upstreams = upstreams
         self._where = where
         self._when_ended = when_ended
-        self._opened = time.monotonic()
+        self._opened = origin.opened
         self._failed = self.probe = False
         self._first = b""
         self.entry: Entry | None = None
@@ -125,7 +147,7 @@ class AcceptedConnection:
         if (refusal := standing.ended(gateway.generation, gateway.clock.now())) is not None:
             self._count(refusal.reason)
         route = str(self._where.endpoint) if protocol == "tcp" else ""
-        self.entry = entry = self._manager.enter(protocol, self.address, standing, route)
+        self.entry = entry = self._manager.enter(protocol, self.address, standing, route, self._origin.via)
         session: RestConnection | GrpcConnection | TcpConnection
         if protocol == "tcp":
             session = TcpConnection(gateway, stream, entry, self._ended)
@@ -147,16 +169,14 @@ class AcceptedConnection:
         presented = None if tls is None else presented_by(tls)
         subject = "" if presented is None else presented.name
         refusal = Refusal(time.time(), self.address, "handshake", reason, presented=subject)
-        fields = ({"error": detail} if detail else {}) | _fields_of(presented)
+        fields = {name: value for name, value in (("via", self._origin.via), ("error", detail)) if value}
+        fields |= _fields_of(presented)
         record_refusal(self._gateway, "handshake", refusal, fields)
 
     @property
     def _may_probe(self) -> bool:
         networks = self._gateway.bounds.probe_networks
-        if not networks:
-            return False
-        address = ip_address(self.address.partition("%")[0])
-        return any(address in network for network in networks)
+        return self._origin.local or (bool(networks) and listed(self.address, networks))
 
     def _count(self, reason: str) -> None:
         """Counts a refused certificate as a failed authentication, unless one of our CAs may be at fault."""

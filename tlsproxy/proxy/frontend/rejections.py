@@ -30,6 +30,7 @@ class _RejectionKey(NamedTuple):
     protocol: str = ""
     certificate_subject: str = ""
     certificate_sha256: str = ""
+    via: str = ""
 
 
 class Rejections:
@@ -40,8 +41,8 @@ class Rejections:
         self._counts: dict[_RejectionKey, tuple[int, float]] = {}
         self._handle: asyncio.TimerHandle | None = None
 
-    def count(self, address: str, reason: str) -> None:
-        self._count(_RejectionKey(reason, address), 0.0)
+    def count(self, address: str, reason: str, via: str = "") -> None:
+        self._count(_RejectionKey(reason, address, via=via), 0.0)
 
     def probed(self, address: str, lived: float) -> None:
         """Counts a health check, which ended before a handshake was done."""
@@ -51,9 +52,8 @@ class Rejections:
         """Counts a connection that ended after its handshake, before a request."""
         identity = entry.standing.identity
         subject, sha256 = (identity.name, identity.sha256) if identity is not None else ("", "")
-        self._count(
-            _RejectionKey(NEVER_ASKED, entry.address, entry.protocol, subject, sha256), time.monotonic() - entry.opened
-        )
+        key = _RejectionKey(NEVER_ASKED, entry.address, entry.protocol, subject, sha256, entry.via)
+        self._count(key, time.monotonic() - entry.opened)
 
     def _count(self, key: _RejectionKey, lived: float) -> None:
         self._gateway.metrics.connection(key.reason)
@@ -77,12 +77,12 @@ class Rejections:
         counts, self._counts = self._counts, {}
         for key, (number, lived) in counts.items():
             now = time.time()
+            names = ("via", "protocol", "certificate_subject", "certificate_sha256")
+            known = {name: value for name in names if (value := getattr(key, name))}
             if key.reason != NEVER_ASKED:
                 refusal = Refusal(now, key.address, "connection", key.reason)
-                record_refusal(self._gateway, "connection", refusal, {"connections": number})
+                record_refusal(self._gateway, "connection", refusal, {"connections": number, **known})
                 continue
-            names = ("protocol", "certificate_subject", "certificate_sha256")
-            known = {name: value for name in names if (value := getattr(key, name))}
             line = event_line(
                 when=now,
                 event="connection",

@@ -10,7 +10,6 @@ from collections import deque
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
-from tlsproxy.audit.line import json_string
 from tlsproxy.errors import Form, error_body
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.connection_manager import Entry
@@ -96,7 +95,7 @@ class Relay(Generic[C]):
         self.restates = self.measured = self.former = False
         self.upstream: UpstreamSide | None = None
         self.entry = entry
-        self._remote = json_string(entry.address)
+        self._remote = entry.remote
         self._owed_client = self._owed_upstream = 0
 
     def give_back(self, size: int) -> None:

@@ -75,15 +75,23 @@ class Addresses:
         self._rate = None if rate is None else Rate.of(rate, own.burst)
         self._penalty = None if failures is None else Penalty.of(failures, own.max_delay)
 
-    def connect(self, address: str) -> tuple[int, ...] | str:
-        """Rows to :meth:`release` when the connection has ended, or the reason for which it is closed."""
+    def enter(self) -> tuple[int, ...] | str:
+        """The same as :meth:`connect` for a connection whose client is not known yet: the rows of all connections."""
+        outcome = self._table.take((self._all_connections,))
+        return CONNECTION_LIMIT if isinstance(outcome, Excess) else outcome
+
+    def connect(self, address: str, entered: tuple[int, ...] = ()) -> tuple[int, ...] | str:
+        """Rows to :meth:`release` when the connection has ended, or the reason for which it is closed.
+
+        ``entered`` are the rows of :meth:`enter`, in which it is counted already.
+        """
         if self.delay(address, ()):
             return TOO_MANY_FAILURES
         one = Charge(self._table.key("address", address), ADDRESS_LIMIT, self._rate, self._per_address)
-        outcome = self._table.take((self._all_connections, one))
+        outcome = self._table.take((one,) if entered else (self._all_connections, one))
         if isinstance(outcome, Excess):
             return HANDSHAKE_RATE if outcome.wait else outcome.charge.whose
-        return outcome
+        return entered + outcome
 
     def request(self, address: str) -> Charge:
         """Charge of a request by an unidentified client."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Final
 
-from tlsproxy.audit.line import json_string
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.core.authorization import Standing
@@ -81,7 +80,7 @@ class RestConnection:
         self.close = False
         self._gateway = gateway
         self.entry = entry
-        self._remote = json_string(entry.address)
+        self._remote = entry.remote
         self._limits = gateway.bounds
         self.inbox = HeadBuffer()
         self._head = b""

@@ -131,6 +131,7 @@ class TcpConnection:
     def _audit(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
         principal, entry = self._entry.standing.principal, self._entry
         detail: dict[str, str | int | float] = {
+            **entry.balancer(),
             "listener": entry.route,
             "role": principal.role,
             "rule": principal.rule,

@@ -27,6 +27,10 @@ CLEAR: Final = frozenset((0x0D, *range(0x41, 0x5B)))
 """First bytes of HTTP and of the PROXY protocol in clear. Those of TLS are none of them (RFC 8446 §5.1)."""
 ALERT_LINGER: Final = 1.0
 """Seconds for a client to read why its handshake failed."""
+UNEXPECTED_HEADER: Final = (
+    "a header of the PROXY protocol is not expected (again): list the balancer in proxy_protocol of the listener, or "
+    "let it send one"
+)
 
 _REASONS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no_certificate",
@@ -130,7 +134,7 @@ class TlsStream(Stream):
         if protocol is Spoken.OTHER:
             return first
         if protocol is Spoken.PROXY:
-            self._fail("proxy_protocol", "the PROXY protocol is not spoken: switch it off at the balancer")
+            self._fail("proxy_protocol", UNEXPECTED_HEADER)
             return b""
         self._send(misdirected.answer(protocol, first, NO_TLS))
         self._fail("plaintext_http", f"{protocol.value} without TLS")

@@ -1,0 +1,143 @@
+"""PROXY protocol, versions 1 and 2: the header in which a balancer tells a connection's client, before its first byte.
+
+Stricter than the specification (haproxy.org/download/2.6/doc/proxy-protocol.txt) demands: version 1 in its exact form,
+addresses without zones, no datagrams, and at most :data:`LONGEST` bytes. Type-length-values are walked and ignored.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from tlsproxy.errors import TlsproxyError
+
+VERSION_1: Final = b"PROXY "
+VERSION_2: Final = b"\r\n\r\n\0\r\nQUIT\n"
+LONGEST: Final = 4096
+"""Bytes of a header of version 2: far more than balancers send, even with the certificate of a client of theirs."""
+
+_LONGEST_LINE: Final = 107
+"""Bytes of a header of version 1, CRLF included (specification, section 2.1)."""
+_LINE_BEGUN: Final = re.compile(rb"[\x20-\x7e]*\r?")
+_PORT: Final = re.compile(r"0|[1-9][0-9]{0,4}")
+_HIGHEST_PORT: Final = 65535
+
+_START: Final = struct.Struct(">12sBBH")
+_LOCAL, _PROXY = 0x20, 0x21
+_FAMILIES: Final = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}
+"""Bytes of the address block by family: none, TCP over IPv4 and IPv6, a unix stream (section 2.2)."""
+_TLV: Final = struct.Struct(">BH")
+
+
+class HeaderRefused(TlsproxyError):
+    """``reason`` is a slug: bytes that begin no header, or a malformed one."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """``size`` is its length in bytes. ``address`` is the client's, without a zone; "" if it has none of IP: the
+    connection then counts as the sender's. ``local``: it is the sender's own, such as a health check.
+    """
+
+    size: int
+    address: str = ""
+    local: bool = False
+
+
+def read(data: bytes) -> Header | None:
+    """The header at the beginning of ``data``, None if more of it is needed. Raises HeaderRefused.
+
+    IPv4 in the form of IPv6 (``::ffff:192.0.2.1``) is told as IPv4, as by sockets of both families.
+    """
+    if data.startswith(VERSION_2):
+        return _version_2(data)
+    if data.startswith(VERSION_1):
+        return _version_1(data)
+    if VERSION_2.startswith(data) or VERSION_1.startswith(data):
+        return None
+    raise HeaderRefused("proxy_protocol_missing", "a header of the PROXY protocol is expected first")
+
+
+def _malformed(text: str) -> HeaderRefused:
+    return HeaderRefused("proxy_protocol_malformed", text)
+
+
+def _version_1(data: bytes) -> Header | None:
+    line, end, _ = data[:_LONGEST_LINE].partition(b"\r\n")
+    if _LINE_BEGUN.fullmatch(line) is None or (end and line.endswith(b"\r")):
+        raise _malformed("a line of printable ASCII that ends in CRLF is expected")
+    if not end:
+        if len(data) >= _LONGEST_LINE:
+            raise _malformed(f"the line has more than {_LONGEST_LINE} bytes")
+        return None
+    size = len(line) + len(end)
+    _, protocol, *rest = line.decode("ascii").split(" ")
+    if protocol == "UNKNOWN":
+        return Header(size, local=True)
+    if protocol not in {"TCP4", "TCP6"} or len(rest) != 4:  # noqa: PLR2004 - two addresses, two ports
+        raise _malformed("TCP4, TCP6 or UNKNOWN is expected, then two addresses and two ports")
+    source, _ = (_address(text, protocol) for text in rest[:2])
+    for port in rest[2:]:
+        if _PORT.fullmatch(port) is None or int(port) > _HIGHEST_PORT:
+            raise _malformed("a port is a decimal number without leading zeros")
+    return Header(size, source)
+
+
+def _address(text: str, protocol: str) -> str:
+    try:
+        if protocol == "TCP4":
+            return str(ipaddress.IPv4Address(text))
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise _malformed(f"an address is none of {protocol}") from None
+    if address.scope_id is not None:
+        raise _malformed("an address has a zone")
+    return _told(address)
+
+
+def _told(address: ipaddress.IPv6Address) -> str:
+    return str(address.ipv4_mapped or address)
+
+
+def _version_2(data: bytes) -> Header | None:
+    if len(data) < _START.size:
+        return None
+    _, command, family, length = _START.unpack_from(data)
+    if command not in {_LOCAL, _PROXY}:
+        raise _malformed("neither LOCAL nor PROXY of version 2")
+    size = _START.size + length
+    if size > LONGEST:
+        raise _malformed(f"it has {size} bytes, more than {LONGEST}")
+    block = _FAMILIES.get(family)
+    if command == _PROXY and (block is None or length < block):
+        raise _malformed("no family of a stream, or less than its addresses")
+    if len(data) < size:
+        return None
+    if command == _LOCAL or block is None:
+        return Header(size, local=True)  # whatever it says of addresses counts for nothing
+    _check_values(data[_START.size + block : size])
+    start = data[_START.size :]
+    match family:
+        case 0x11:
+            return Header(size, str(ipaddress.IPv4Address(start[:4])))
+        case 0x21:
+            return Header(size, _told(ipaddress.IPv6Address(start[:16])))
+    return Header(size)
+
+
+def _check_values(values: bytes) -> None:
+    place = 0
+    while place < len(values):
+        if len(values) - place < _TLV.size:
+            raise _malformed("a type-length-value is cut short")
+        _, length = _TLV.unpack_from(values, place)
+        place += _TLV.size + length
+    if place > len(values):
+        raise _malformed("a type-length-value is longer than the header")
