@@ -162,7 +162,7 @@ def test_the_digest_changes_with_every_input_and_only_then(tmp_path: Path) -> No
 def test_a_steady_poll_reads_once_and_parses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     first = read_inputs(made.config, {})
-    monkeypatch.setattr(files.loader, "read_tree", None)
+    monkeypatch.setattr(files.loader, "merged", None)
     reads = []
     read = files._read
     monkeypatch.setattr(files, "_read", lambda *args: (reads.append(args[0]), read(*args))[1])
@@ -190,7 +190,7 @@ def test_what_was_parsed_at_the_start_is_not_parsed_by_the_first_poll(
 ) -> None:
     made = site(tmp_path)
     first = read_inputs(made.config, {})
-    monkeypatch.setattr(files.loader, "read_tree", None)
+    monkeypatch.setattr(files.loader, "merged", None)
     assert read_inputs(made.config, {}).loaded is first.loaded
 
 
@@ -199,8 +199,8 @@ def test_a_configuration_that_is_refused_is_parsed_once(tmp_path: Path, monkeypa
     made = site(tmp_path)
     made.config.write_text(made.config.read_text() + "no_such_section: {}\n")
     parsed = []
-    read_tree = files.loader.read_tree
-    monkeypatch.setattr(files.loader, "read_tree", lambda *args: (parsed.append(args), read_tree(*args))[1])
+    merged = files.loader.merged
+    monkeypatch.setattr(files.loader, "merged", lambda *args: (parsed.append(args), merged(*args))[1])
     for _ in range(2):
         with pytest.raises(ConfigError, match="no_such_section"):
             read_inputs(made.config, {})

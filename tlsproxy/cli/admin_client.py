@@ -18,7 +18,7 @@ from tlsproxy.cli.common import config_option
 from tlsproxy.config.loader import admin_listen
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
+from tlsproxy.snapshot.files import read_configuration_files
 
 DEADLINE: Final = 10.0
 """Seconds to wait for an answer."""
@@ -54,7 +54,8 @@ def admin_of(config_path: Path, admin: str | None) -> AdminClient:
         return AdminClient(_address(admin))
     # A mistake elsewhere in the file is the gateway's to tell, and the service's credentials are its own.
     try:
-        listen = admin_listen(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ)
+        data, pieces = read_configuration_files(config_path)
+        listen = admin_listen(data, config_path, os.environ, pieces)
     except ConfigError as error:
         raise AdminError(f"{error}\n{_UNREAD_CONFIG}") from None
     if listen is None:

@@ -24,7 +24,6 @@ from tlsproxy.cli.matrix import matrix_of
 from tlsproxy.cli.questions import Client, Line, Request, client_of, line_of
 from tlsproxy.cli.secret import fetch_option, read_secret, token_option, warn_of_end
 from tlsproxy.cli.show import described
-from tlsproxy.config.loader import parse
 from tlsproxy.config.problems import did_you_mean
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.decision.call_plan import grpc_status
@@ -34,7 +33,7 @@ from tlsproxy.qdrant.query_policy import concerning
 from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request, needs_names
 from tlsproxy.qdrant.rest_tenancy import has_body
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
+from tlsproxy.snapshot.files import read_configuration
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import printable, utc_time
 
@@ -103,7 +102,7 @@ def explain(  # noqa: PLR0913 - one for each option and argument
 
 
 def _explain_matrix(config_path: Path, name: str, *, as_json: bool) -> None:
-    roles = parse(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ).config.roles
+    roles = read_configuration(config_path, os.environ).config.roles
     role = roles.get(name)
     if role is None:
         raise click.UsageError(f"no role is called {printable(name)!r}{did_you_mean(name, roles)}")

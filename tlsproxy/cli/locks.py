@@ -23,11 +23,10 @@ from tlsproxy.authz.locks import KINDS, Lock, Selector
 from tlsproxy.cli import lock_store
 from tlsproxy.cli.admin_client import AdminClient, AdminError, admin_of, admin_options
 from tlsproxy.cli.common import explained
-from tlsproxy.config.loader import parse
 from tlsproxy.config.locks import LIMIT, MAX_TEXT, FileEntry, LockFile, lock_path, moment, write_lock_file
 from tlsproxy.config.problems import did_you_mean
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
+from tlsproxy.snapshot.files import read_configuration
 from tlsproxy.text import printable, span, utc_time
 
 PATIENCE: Final = 5.0
@@ -338,7 +337,7 @@ def _revoked(config_path: Path, status: Mapping[str, Any] | None) -> list[Lock]:
     if status is not None and "locks" in status:
         return [_of_status(each) for each in status["locks"]["entries"] if each["configured"]]
     try:
-        config = parse(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ).config
+        config = read_configuration(config_path, os.environ).config
     except TlsproxyError as error:
         click.echo(f"warning: `revoked` is not listed: {str(error).splitlines()[0]}", err=True)
         return []

@@ -21,6 +21,7 @@ from tlsproxy.tls.certinfo import CertificateFacts
 
 def summary(generation: Generation) -> Iterator[str]:
     material = generation.material
+    yield from _pieces(generation)
     yield from _certificate("certificate", material.leaf)
     for authority, anchor in zip(material.authorities, material.anchors.trusted.values(), strict=True):
         yield from _certificate("client CA", authority)
@@ -30,6 +31,13 @@ def summary(generation: Generation) -> Iterator[str]:
     yield from _served(generation.config)
     yield from _callers(generation)
     yield from _limits(generation.config)
+
+
+def _pieces(generation: Generation) -> Iterator[str]:
+    """The files that `include` names, in the order in which they count."""
+    if generation.config.include:
+        files = generation.states.configuration.value.files
+        yield f"includes: {', '.join(map(printable, files)) or 'no file: none matches'}"
 
 
 def _served(config: Config) -> Iterator[str]:

@@ -20,10 +20,9 @@ from tlsproxy.cli.common import FAILED, config_option, explained
 from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation, served
 from tlsproxy.cli.secret import fetch_option, read_secret, warn_of_end
 from tlsproxy.cli.show import read_certificates, read_chain
-from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
-from tlsproxy.snapshot.files import CONFIG_LIMIT, SECRET_LIMIT, read_argument, read_file
+from tlsproxy.snapshot.files import SECRET_LIMIT, read_configuration, read_file
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
 
@@ -147,7 +146,7 @@ def _identity(generation: Generation, certificate: Path, now: float) -> Identity
 
 
 def _config(path: Path) -> Config:
-    return parse(read_argument(path, CONFIG_LIMIT), path, os.environ).config
+    return read_configuration(path, os.environ).config
 
 
 def _secret_file(path: Path) -> bytes:

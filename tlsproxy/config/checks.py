@@ -20,6 +20,7 @@ from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.model import Config
+from tlsproxy.config.pieces import include_entries, pattern_fault
 from tlsproxy.config.policy import matcher_of
 from tlsproxy.config.positions import Path, Tree
 from tlsproxy.config.upstream import urls_of
@@ -38,6 +39,12 @@ def findings(config: Config, tree: Tree, failed: AbstractSet[str], partial: Abst
     for reads, check in _CHECKS:
         if (failed - partial if check in _ITEM_BY_ITEM else failed).isdisjoint(reads):
             yield from check(config, tree)
+
+
+def _include(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for path, entry in include_entries(config.include):
+        if text := pattern_fault(entry):
+            yield Finding(path, text)
 
 
 def _tls(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -144,6 +151,7 @@ def _logger(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
+    (frozenset({"include"}), _include),
     (frozenset({"service", "tls", "identities"}), _tls),
     (frozenset({"service"}), _origins),
     (frozenset({"tls"}), _crl),

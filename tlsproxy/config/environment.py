@@ -69,6 +69,9 @@ def _put(tree: Tree, path: tuple[str, ...], value: Any, where: Position) -> None
         mapping = tree.root[path[0]]
     if isinstance(mapping, dict):  # else the section is no mapping, which is reported elsewhere
         mapping[path[-1]] = value
+        size = len(path)
+        for replaced in [each for each in tree.positions if len(each) > size and each[:size] == path]:
+            del tree.positions[replaced]
         tree.positions[path] = where
 
 

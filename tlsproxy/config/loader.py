@@ -6,7 +6,7 @@ It reads no file and resolves no name. Problems never contain secrets: they show
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,9 @@ from tlsproxy.config.environment import overlay
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.hints import form_hint, place_hint
 from tlsproxy.config.model import Config
+from tlsproxy.config.pieces import Piece, merged
 from tlsproxy.config.positions import Path as TreePath
-from tlsproxy.config.positions import Tree, read_tree
+from tlsproxy.config.positions import Position, Tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
 from tlsproxy.config.shape import disclosed, known_at, lists, model_at, sections, takes_path, takes_url
@@ -52,39 +53,53 @@ _TEXTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A parsed configuration. ``unused`` are Qdrant's keys that are accepted and have no effect."""
+    """A parsed configuration. ``unused`` are Qdrant's keys that are accepted and have no effect.
+
+    ``files`` are the paths of its pieces, in order.
+    """
 
     config: Config
     unused: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
+    files: tuple[str, ...] = ()
 
 
-def parse(data: bytes, path: Path, environ: Mapping[str, str]) -> Loaded:
-    """Parse and check. Relative paths are resolved against ``path``'s directory. Raises ConfigError with all problems.
+def parse(data: bytes, path: Path, environ: Mapping[str, str], pieces: Sequence[Piece] = ()) -> Loaded:
+    """Parse and check a configuration with its pieces. Raises ConfigError with all problems.
+
+    Relative paths are resolved against the directory of the file that has them, those of the environment and of
+    defaults against ``path``'s.
 
     The last outcome is cached, a refusal too: 10,000 rules take more than half a second, and polls, reloads and workers
     parse the same bytes again.
     """
-    outcome = _outcome(data, path, path.absolute().parent, tuple(environ.items()))
+    outcome = _outcome(data, path, path.absolute().parent, tuple(environ.items()), tuple(pieces))
     if not isinstance(outcome, Loaded):
         raise ConfigError(outcome)
     return outcome
 
 
 @lru_cache(maxsize=1)
-def _outcome(data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str], ...]) -> Loaded | tuple[Problem, ...]:
+def _outcome(
+    data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str], ...], pieces: tuple[Piece, ...]
+) -> Loaded | tuple[Problem, ...]:
     try:
-        return _parsed(data, path, base, dict(environ))
+        return _parsed(data, path, base, dict(environ), pieces)
     except ConfigError as error:
         return tuple(error.problems)
 
 
-def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> Loaded:
-    tree = read_tree(data, str(path), disclosed)
+def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str], pieces: tuple[Piece, ...]) -> Loaded:
+    tree = merged(data, path, pieces, disclosed)
+    bases = {str(piece.path): piece.path.absolute().parent for piece in pieces}
     overlaid = overlay(tree, environ)
     unused = (*_take_unused(tree), *overlaid.unused)
     _drop_empty(tree)
-    problems = [*tree.problems, *overlaid.problems, *_resolve_paths(tree, base, environ)]
+    problems = [
+        *tree.problems,
+        *overlaid.problems,
+        *_resolve_paths(tree, lambda where: bases.get(where.file, base), environ),
+    ]
     sound = _validate(tree)
     problems += sound.problems
     warnings = list(overlaid.warnings)
@@ -92,13 +107,16 @@ def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> 
         place = sound.place(finding.path)
         (warnings if finding.warning else problems).append(tree.position(place).problem(place, finding.text))
     if problems:
-        raise ConfigError(sorted(problems, key=lambda problem: (problem.line == 0, problem.line, problem.column)))
-    return Loaded(sound.config, unused, tuple(warnings))
+        order = {str(name): index for index, name in enumerate([path, *(piece.path for piece in pieces)])}
+        raise ConfigError(
+            sorted(problems, key=lambda problem: (order.get(problem.file, len(order)), problem.line, problem.column))
+        )
+    return Loaded(sound.config, unused, tuple(warnings), tuple(str(piece.path) for piece in pieces))
 
 
-def admin_listen(data: bytes, path: Path, environ: Mapping[str, str]) -> str | None:
+def admin_listen(data: bytes, path: Path, environ: Mapping[str, str], pieces: Sequence[Piece] = ()) -> str | None:
     """`admin.listen` of a configuration that may have mistakes in other sections. Raises ConfigError."""
-    tree = read_tree(data, str(path), disclosed)
+    tree = merged(data, path, pieces, disclosed)
     overlay(tree, environ)
     _drop_empty(tree)
     sound = _validate(tree)
@@ -107,18 +125,24 @@ def admin_listen(data: bytes, path: Path, environ: Mapping[str, str]) -> str | N
     return sound.config.admin.listen
 
 
-def located(data: bytes, path: Path, environ: Mapping[str, str], found: Iterable[Finding]) -> tuple[Problem, ...]:
+def located(
+    data: bytes, path: Path, environ: Mapping[str, str], found: Iterable[Finding], pieces: Sequence[Piece] = ()
+) -> tuple[Problem, ...]:
     """Problems with line and column for findings in a parsed configuration. The last outcome is cached."""
-    return _located(data, path, tuple(environ.items()), tuple(found))
+    return _located(data, path, tuple(environ.items()), tuple(found), tuple(pieces))
 
 
 @lru_cache(maxsize=1)
 def _located(
-    data: bytes, path: Path, environ: tuple[tuple[str, str], ...], found: tuple[Finding, ...]
+    data: bytes,
+    path: Path,
+    environ: tuple[tuple[str, str], ...],
+    found: tuple[Finding, ...],
+    pieces: tuple[Piece, ...],
 ) -> tuple[Problem, ...]:
     if not found:
         return ()
-    tree = read_tree(data, str(path))
+    tree = merged(data, path, pieces, disclosed)
     overlay(tree, dict(environ))
     return tuple(tree.position(finding.path).problem(finding.path, finding.text) for finding in found)
 
@@ -156,7 +180,8 @@ def _drop_empty(tree: Tree) -> None:
                 del mapping[key]
 
 
-def _resolve_paths(tree: Tree, base: Path, environ: Mapping[str, str]) -> Iterator[Problem]:
+def _resolve_paths(tree: Tree, base: Callable[[Position], Path], environ: Mapping[str, str]) -> Iterator[Problem]:
+    """``base`` gives the directory that relative paths at a position start from."""
     tree.root.setdefault("audit", {})
     for section, model in sections():
         yield from _resolve_fields(tree, (section,), model, base, environ)
@@ -167,7 +192,7 @@ def _resolve_paths(tree: Tree, base: Path, environ: Mapping[str, str]) -> Iterat
 
 
 def _resolve_fields(
-    tree: Tree, where: TreePath, model: type[Section], base: Path, environ: Mapping[str, str]
+    tree: Tree, where: TreePath, model: type[Section], base: Callable[[Position], Path], environ: Mapping[str, str]
 ) -> Iterator[Problem]:
     """Resolve the paths of the mapping at ``where``, if it is one."""
     mapping = tree.get(where)
@@ -185,11 +210,12 @@ def _resolve_fields(
             if takes_url(field) and isinstance(value, str) and "://" in value:
                 resolved.append(value)
                 continue
+            path: TreePath = (*where, key, index) if values is given else (*where, key)
+            position = tree.position(path if (*where, key) in tree.positions else ())
             try:
-                resolved.append(_resolve(value, base, environ))
+                resolved.append(_resolve(value, base(position), environ))
             except ValueError as error:
-                path: TreePath = (*where, key, index) if values is given else (*where, key)
-                yield tree.position(path).problem(path, str(error))
+                yield position.problem(path, str(error))
                 resolved.append(value)
         if key in mapping:
             mapping[key] = resolved if values is given else resolved[0]

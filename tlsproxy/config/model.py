@@ -260,6 +260,11 @@ def _upper(value: object) -> object:
 class Config(Section):
     """The configuration of tlsproxy."""
 
+    include: str | tuple[str, ...] = ()
+    """Further files of the configuration, such as `conf.d/*.yaml`, or a list of such entries; in the main file alone,
+    and relative to it. Wildcards are for file names, match no hidden file, and give the order of names. Sections merge
+    key by key, and lists are joined, the main file's entries first; a key that is set twice is an error. Paths are
+    relative to the file that has them. A file that comes, changes or goes is applied like a change of the main file."""
     service: Service = Service()
     listeners: tuple[ListenerConfig, ...] = ()
     """Addresses to listen on beside those of `service`. All but `upstream`, `allow` and `proxy_protocol` needs a

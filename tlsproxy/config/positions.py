@@ -53,11 +53,12 @@ class Position:
 
 @dataclass(slots=True)
 class Tree:
-    """``positions`` of all values: the key's in a mapping, the value's own in a list."""
+    """``positions`` of all values: the key's in a mapping, the value's own in a list. ``values`` is their number."""
 
     root: dict[str, Any]
     positions: dict[Path, Position]
     problems: list[Problem] = field(default_factory=list)
+    values: int = 0
 
     def position(self, path: Path) -> Position:
         """The position of a value, or of its nearest existing parent."""
@@ -160,7 +161,6 @@ class _Converter:
         self._tree = tree
         self._file = file
         self._disclosed = disclosed
-        self._values = 0
         self._scalars = yaml.SafeLoader("")
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -180,9 +180,9 @@ class _Converter:
         return result
 
     def _value(self, node: yaml.Node, path: Path) -> Any:
-        self._values += 1
+        self._tree.values += 1
         where = _at(node.start_mark, self._file)
-        if self._values > MAX_VALUES or len(path) > MAX_DEPTH:
+        if self._tree.values > MAX_VALUES or len(path) > MAX_DEPTH:
             raise ConfigError([where.problem(self._disclosed(path), "too many values, or an alias of what holds it")])
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, path)

@@ -82,9 +82,9 @@ _YAML_HEAD: Final = """\
 # `service`, `tls` and `audit` use the keys of Qdrant's own config.yaml; its other keys are accepted and listed by
 # `tlsproxy check`, but not used. QDRANT__SECTION__KEY in the environment wins over this file, for example
 # QDRANT__SERVICE__HTTP_PORT=6333 or QDRANT__UPSTREAM__REST=http://127.0.0.1:16333; the sections
-# `listeners`, `roles`, `identities`, `keys`, `jwt_issuers` and `revoked` are set here only.
+# `listeners`, `roles`, `identities`, `keys`, `jwt_issuers`, `revoked` and `include` are set in files only.
 #
-# Relative paths are relative to this file. A path may be `credential:NAME`: systemd's LoadCredential=NAME:… then names
+# Relative paths are relative to their file. A path may be `credential:NAME`: systemd's LoadCredential=NAME:… then names
 # the file. Times are seconds. An edited file is applied while tlsproxy runs, except where it says "Needs a restart"."""
 
 _MARKDOWN_HEAD: Final = """\
@@ -99,8 +99,8 @@ config reference` prints it for the installed version, `tlsproxy config schema` 
   Qdrant configuration is a good start. Keys of Qdrant that tlsproxy does not use are accepted, and `tlsproxy check`
   lists them. Any other unknown key is an error.
 - **Environment.** `QDRANT__SECTION__KEY` wins over the file: `QDRANT__SERVICE__HTTP_PORT=6333`. The sections
-  `listeners`, `roles`, `identities`, `keys`, `jwt_issuers` and `revoked` are set in the file only.
-- **Paths** are relative to the configuration file. A path may be `credential:NAME`: the file of systemd's
+  `listeners`, `roles`, `identities`, `keys`, `jwt_issuers`, `revoked` and `include` are set in files only.
+- **Paths** are relative to the file that has them. A path may be `credential:NAME`: the file of systemd's
   `LoadCredential=NAME:…`.
 - **Units.** Times are seconds, sizes bytes unless the key ends in `_mb` (MiB).
 - **Reload.** An edited file is applied while tlsproxy runs, on open connections too, except where it says "Needs a

@@ -19,7 +19,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.problems import nearest
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
 
-NESTED: Final = ("listeners", "roles", "identities", "keys", "jwt_issuers", "revoked")
+NESTED: Final = ("include", "listeners", "roles", "identities", "keys", "jwt_issuers", "revoked")
 """Sections that are lists or maps: no environment variable can name a key of them."""
 
 _MISSPELT: Final = 2

@@ -67,6 +67,7 @@ class ServiceState:
                 "number": generation.number,
                 "digest": generation.digest,
                 "built_at": generation.built_at,
+                "included": generation.states.configuration.value.files,
                 "warnings": self._reloader.warnings(),
                 "unused": [str(problem) for problem in generation.unused],
                 "restart_needed": generation.restart_needed,

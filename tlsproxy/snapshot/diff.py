@@ -18,6 +18,7 @@ from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config, ListenerConfig
+from tlsproxy.config.pieces import unpacked
 from tlsproxy.snapshot.field_changes import description, difference, entry_difference, joined, same
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``what``: certificate, CA, CRL, role, rule, key, lock, issuer, listener, setting or address.
+    """``what``: certificate, CA, CRL, role, rule, key, lock, issuer, listener, setting, address or file of `include`.
 
     ``name`` and ``detail`` may be empty.
     """
@@ -140,6 +141,12 @@ def _settings(old: Generation, new: Generation) -> Iterator[Change]:
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
     yield from _compared("address", _addresses(old, new), _addresses(new, old), changed=difference)
+    yield from _compared("file", _pieces(old), _pieces(new), changed=lambda _was, _now: "")
+
+
+def _pieces(generation: Generation) -> dict[str, bytes]:
+    _, pieces = unpacked(generation.states.configuration.data)
+    return {str(piece.path): piece.data for piece in pieces}
 
 
 def _addresses(generation: Generation, other: Generation) -> dict[str, tuple[str, ...]]:

@@ -19,18 +19,22 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from tlsproxy.config import loader
 from tlsproxy.config.model import Tls
+from tlsproxy.config.pieces import MAX_TOTAL, Piece, patterns
+from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.secrets import secret_files
 from tlsproxy.config.tokens import public_key_files
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot import bounded_io
 from tlsproxy.snapshot.bounded_io import Unanswered
+from tlsproxy.snapshot.include import expanded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tlsproxy.config.loader import Loaded
     from tlsproxy.config.model import Config
+    from tlsproxy.config.pieces import Pattern
 
 T = TypeVar("T")
 
@@ -41,6 +45,8 @@ CRL_LIMIT: Final = 64 << 20
 SECRET_LIMIT: Final = 64 << 10
 
 PIECE: Final = 1 << 20
+_AT_ONCE: Final = 16
+"""Files of `include` that are read before their size together is looked at."""
 
 ATTEMPTS: Final = 5
 PAUSE: Final = 0.05
@@ -85,7 +91,8 @@ class Inputs:
     ``files`` is by configured path, and ``targets`` is where links led. A path is in ``files`` or in ``failures``.
     The configuration is always in ``files``: if it is in ``failures`` too, its bytes and ``loaded`` are the former
     ones. ``digest`` is over paths, bytes and failures: an equal one means that nothing has changed. ``unsettled``
-    counts the readings in a row that found a file being written; the first of them leave it as it was.
+    counts the readings in a row that found a file being written; the first of them leave it as it was. ``pieces`` are
+    the configuration's, which are in ``files`` too; files in ``directories`` may become some.
     """
 
     loaded: Loaded = field(repr=False)
@@ -95,6 +102,8 @@ class Inputs:
     warnings: tuple[str, ...] = ()
     failures: Mapping[Path, TlsproxyError] = field(default_factory=dict)
     unsettled: Mapping[Path, int] = field(default_factory=dict)
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)
+    directories: frozenset[Path] = frozenset()
 
     def found(self, path: Path) -> object:
         """A value that is equal for two readings with the same outcome at this path; None if it was not read."""
@@ -109,6 +118,8 @@ class _Configuration:
 
     loaded: Loaded
     data: bytes
+    pieces: tuple[Piece, ...]
+    directories: frozenset[Path]
     failure: TlsproxyError | None = None
 
 
@@ -151,7 +162,7 @@ def read_inputs(
     if config_path in unsettled:
         if earlier is None:
             raise _unstable(config_path)
-        former = _Configuration(earlier.loaded, earlier.files[config_path])
+        former = _former(earlier, config_path)
         current, unsettled = _agreed(lambda: former, config_path, earlier, serving)
         unsettled |= {config_path}
     return _settled(current, unsettled, config_path, earlier) if unsettled else current
@@ -159,7 +170,7 @@ def read_inputs(
 
 def confined(inputs: Inputs, config_path: Path) -> Inputs:
     """The inputs without files that their configuration does not name."""
-    paths = {config_path, *dict(_wanted(inputs.loaded.config))}
+    paths = {config_path, *(piece.path for piece in inputs.pieces), *dict(_wanted(inputs.loaded.config))}
     if inputs.files.keys() | inputs.failures.keys() <= paths:
         return inputs
     files = {path: data for path, data in inputs.files.items() if path in paths}
@@ -185,7 +196,7 @@ def _agreed(
                 raise
             previous = None
         else:
-            unsettled = _unsettled(current, previous, serving)
+            unsettled = _unsettled(current, previous, config_path, serving)
             fresh = [path for path in current.failures if earlier is None or current.found(path) != earlier.found(path)]
             if attempt == ATTEMPTS or not (unsettled or fresh):
                 return current, unsettled
@@ -193,18 +204,73 @@ def _agreed(
         time.sleep(PAUSE)
 
 
+def read_configuration(config_path: Path, environ: Mapping[str, str]) -> Loaded:
+    """The configuration alone, for a command. Raises ConfigError or MaterialError."""
+    data, pieces = read_configuration_files(config_path)
+    return loader.parse(data, config_path, environ, pieces)
+
+
+def read_configuration_files(config_path: Path) -> tuple[bytes, tuple[Piece, ...]]:
+    """The main file of a configuration, and its pieces. Raises ConfigError or MaterialError."""
+    timeout = Tls.model_fields["read_timeout"].default
+    data = _main_file(config_path, timeout)
+    return data, _pieces_of(patterns(data, config_path), config_path, timeout)
+
+
 def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Inputs | None) -> _Configuration:
     timeout = Tls.model_fields["read_timeout"].default if earlier is None else earlier.loaded.config.tls.read_timeout
-    read = partial(_read, config_path, config_path, CONFIG_LIMIT, _ARGUMENT_ADVICE)
-    content = _each({config_path: read}, timeout)[config_path]
+    directories: frozenset[Path] = frozenset() if earlier is None else earlier.directories
     try:
-        if isinstance(content, MaterialError):
-            raise content
-        return _Configuration(loader.parse(content.data, config_path, environ), content.data)
+        data = _main_file(config_path, timeout)
+        entries = patterns(data, config_path)
+        directories = frozenset(entry.path.parent for entry in entries if entry.is_glob)
+        pieces = _pieces_of(entries, config_path, timeout)
+        return _Configuration(loader.parse(data, config_path, environ, pieces), data, pieces, directories)
     except TlsproxyError as error:
         if earlier is None:
             raise
-        return _Configuration(earlier.loaded, earlier.files[config_path], error.with_traceback(None))
+        former = _former(earlier, config_path)
+        return replace(former, directories=directories, failure=error.with_traceback(None))
+
+
+def _former(earlier: Inputs, config_path: Path) -> _Configuration:
+    return _Configuration(earlier.loaded, earlier.files[config_path], earlier.pieces, earlier.directories)
+
+
+def _main_file(config_path: Path, timeout: float) -> bytes:
+    read = partial(_read, config_path, config_path, CONFIG_LIMIT, _ARGUMENT_ADVICE)
+    content = _each({config_path: read}, timeout)[config_path]
+    if isinstance(content, MaterialError):
+        raise content
+    return content.data
+
+
+def _pieces_of(entries: Sequence[Pattern], config_path: Path, timeout: float) -> tuple[Piece, ...]:
+    """The files that `include` names, all of one moment: neither its links nor its directories change meanwhile."""
+    paths = expanded(entries, config_path, timeout)
+    targets = _each({path: partial(_target, path) for path in paths}, timeout)
+    named = {entry.path: entry for entry in entries}
+    for path, target in targets.items():
+        if isinstance(target, MaterialError):
+            if path in named and target.kind is FailureKind.INPUT:
+                raise ConfigError([named[path].problem(str(target))])
+            raise target
+    pieces: list[Piece] = []
+    for start in range(0, len(paths), _AT_ONCE):
+        some = paths[start : start + _AT_ONCE]
+        read = _each({path: partial(_read, path, path, CONFIG_LIMIT) for path in some}, timeout)
+        for path in some:
+            content = read[path]
+            if isinstance(content, MaterialError):
+                raise content
+            pieces.append(Piece(path, content.data))
+        if sum(len(piece.data) for piece in pieces) > MAX_TOTAL:
+            text = f"the files have more than {MAX_TOTAL >> 20} MiB together"
+            raise ConfigError([entries[0].problem(text)])
+    again = _each({path: partial(_target, path) for path in paths}, timeout)
+    if again != targets or expanded(entries, config_path, timeout) != paths:
+        raise UnstableInputs(str(config_path), "the files of `include` changed while they were read; trying again")
+    return tuple(pieces)
 
 
 def _reading(
@@ -230,7 +296,7 @@ def _reading(
     failures: dict[Path, TlsproxyError] = {}
     if configuration.failure is not None:
         failures[config_path] = configuration.failure
-    files = {config_path: configuration.data}
+    files = {config_path: configuration.data, **{piece.path: piece.data for piece in configuration.pieces}}
     for path in limits:
         outcome = read.get(path, resolved[path])
         if isinstance(outcome, _Content) and resolved_again[path] != targets[path]:
@@ -250,11 +316,20 @@ def _reading(
         files |= {path: data for path, data in previous.files.items() if files.get(path) == data}
     same = previous is not None and files == previous.files and _texts(failures) == _texts(previous.failures)
     digest = previous.digest if previous is not None and same else _digest(files, failures)
-    return Inputs(configuration.loaded, files, digest, targets, tuple(warnings), failures)
+    return Inputs(
+        configuration.loaded,
+        files,
+        digest,
+        targets,
+        tuple(warnings),
+        failures,
+        pieces=configuration.pieces,
+        directories=configuration.directories,
+    )
 
 
-def _unsettled(current: Inputs, previous: Inputs | None, serving: Config | None) -> set[Path]:
-    """Paths on which two readings disagree. Certificate, key and passphrase count as one."""
+def _unsettled(current: Inputs, previous: Inputs | None, config_path: Path, serving: Config | None) -> set[Path]:
+    """Paths on which two readings disagree. Certificate, key and passphrase count as one, and so do pieces."""
     paths = current.files.keys() | current.failures.keys()
     unsettled = {
         path
@@ -263,6 +338,8 @@ def _unsettled(current: Inputs, previous: Inputs | None, serving: Config | None)
         or current.found(path) != previous.found(path)
         or isinstance(current.failures.get(path), UnstableInputs)
     }
+    if previous is not None and current.pieces != previous.pieces:
+        unsettled.add(config_path)
     for config in filter(None, (current.loaded.config, serving)):
         tls = config.tls
         pair = {path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None}

@@ -15,6 +15,7 @@ from tlsproxy.config.ca_checks import warnings as ca_warnings
 from tlsproxy.config.listeners import HEALTH, PROTOCOLS, TCP, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
+from tlsproxy.config.pieces import unpacked
 from tlsproxy.config.policy import locks_of, policy_of
 from tlsproxy.config.secrets import known_keys, short_keys, upstream_api_key
 from tlsproxy.config.shape import restart_settings
@@ -94,8 +95,9 @@ class Generation:
 
     @property
     def config_sha256(self) -> str:
-        """SHA-256 (hex) of the configuration file in force, as `sha256sum` prints it."""
-        return hashlib.sha256(self.states.configuration.data[0]).hexdigest()
+        """SHA-256 (hex) of the configuration's files in force, as `cat FILES | sha256sum` prints it."""
+        data, pieces = unpacked(self.states.configuration.data)
+        return hashlib.sha256(b"".join([data, *(piece.data for piece in pieces)])).hexdigest()
 
     def principal_of(self, peer: Peer | None, issuers: Sequence[ChainCertificate] = ()) -> Principal:
         """The principal of a client, the same object for the same chain, so that memos can use it as a key.
@@ -192,6 +194,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     """
     loaded = states.configuration.value
     config = loaded.config
+    data, pieces = unpacked(states.configuration.data)
     material = _material(states, former)
     policy = _policy(states, former)
     findings = (
@@ -218,7 +221,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
         tunnels=_tunnels(states, config, started, tunnels),
         warnings=(
             *map(str, loaded.warnings),
-            *map(str, located(states.configuration.data[0], config_path, environ, findings)),
+            *map(str, located(data, config_path, environ, findings, pieces)),
             *_removed_crls(material, former),
             *unfit,
         ),

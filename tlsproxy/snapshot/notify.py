@@ -78,7 +78,7 @@ class FileNotifications:
 
     def _run(self, places: WatchPaths, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
         def matters(_change: Change, path: str) -> bool:
-            return path in places.entries
+            return places.matters(path)
 
         for _ in watch(
             *places.directories,

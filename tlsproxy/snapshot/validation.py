@@ -16,6 +16,7 @@ from tlsproxy.authz.identity import anchor_of
 from tlsproxy.config.ca_checks import unnamed_constraints
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.loader import located
+from tlsproxy.config.pieces import packed, unpacked
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.secrets import known_keys, repeated_keys, secret_files, secret_in
 from tlsproxy.config.tokens import key_file, key_sources, keys_in
@@ -110,7 +111,7 @@ def judge(
     else:
         loaded = reading.inputs.loaded
         same = former is not None and former.value == loaded
-        configuration = former if former is not None and same else InputState.of(loaded, (_bytes_of(reading),))
+        configuration = former if former is not None and same else InputState.of(loaded, _bytes_of(reading))
     try:
         validated = _Validator(reading, configuration, serving, faults, now, trial).validated()
     except ConfigError as error:
@@ -123,8 +124,8 @@ def judge(
     return replace(validated, faults={Input("configuration", str(reading.config_path)): fault, **validated.faults})
 
 
-def _bytes_of(reading: InputReading) -> bytes:
-    return reading.inputs.files[reading.config_path]
+def _bytes_of(reading: InputReading) -> tuple[bytes, ...]:
+    return packed(reading.inputs.files[reading.config_path], reading.inputs.pieces)
 
 
 class _Validator:
@@ -251,7 +252,8 @@ class _Validator:
 
     def _located(self, found: Iterable[Finding]) -> tuple[Problem, ...]:
         reading = self._reading
-        return located(self._configuration.data[0], reading.config_path, reading.environ, found)
+        data, pieces = unpacked(self._configuration.data)
+        return located(data, reading.config_path, reading.environ, found, pieces)
 
     def _refuse(self, found: Iterable[Finding]) -> None:
         if problems := self._located(found):

@@ -93,7 +93,8 @@ class Watcher:
     async def _poll(self) -> WatchPaths:
         inputs = await self.read()
         paths = inputs.files.keys() | inputs.failures.keys()
-        return await in_thread(places_of, paths, inputs.loaded.config.tls.read_timeout)
+        timeout = inputs.loaded.config.tls.read_timeout
+        return await in_thread(places_of, paths, timeout, inputs.directories)
 
     def _trigger(self, *, stirred: bool) -> str:
         if self.inputs.digest != self._state:

@@ -19,37 +19,47 @@ if TYPE_CHECKING:
 
 MAX_LINKS: Final = 40
 """Linux's own limit (path_resolution(7))."""
+_ANY: Final = "*"
+"""Stands for any file of a directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchPaths:
     """Existing ``directories`` with device and inode, since a recreated one must be watched anew.
 
-    ``entries`` are the relevant paths in them, the directories themselves included.
+    ``entries`` are the relevant paths in them, the directories themselves included; in ``whole`` ones all are.
     """
 
     directories: Mapping[Path, tuple[int, int]]
     entries: frozenset[str]
+    whole: frozenset[str] = frozenset()
+
+    def matters(self, path: str) -> bool:
+        return path in self.entries or str(Path(path).parent) in self.whole
 
 
-def places_of(paths: Iterable[Path], timeout: float) -> WatchPaths:
-    """Directories and entries of all paths.
+def places_of(paths: Iterable[Path], timeout: float, whole: Iterable[Path] = ()) -> WatchPaths:
+    """Directories and entries of all paths, and the ``whole`` directories.
 
     Blocks for ``timeout`` seconds if a file system does not answer, and leaves its paths out.
     """
     calls = {path: partial(_places, path.absolute()) for path in paths}
+    calls |= {path / _ANY: partial(_places, path.absolute() / _ANY, whole=True) for path in whole}
     directories: dict[Path, tuple[int, int]] = {}
     entries: set[str] = set()
+    entire: set[str] = set()
     for found in bounded_io.outcomes(calls, timeout).values():
         if isinstance(found, WatchPaths):
             directories |= found.directories
             entries |= found.entries
-    return WatchPaths(directories, frozenset(entries))
+            entire |= found.whole
+    return WatchPaths(directories, frozenset(entries), frozenset(entire))
 
 
-def _places(path: Path) -> WatchPaths:
-    entries, directories = set(_entries(path)), {}
-    for entry in list(entries):
+def _places(path: Path, *, whole: bool = False) -> WatchPaths:
+    steps = list(_entries(path))
+    entries, directories = set(steps), {}
+    for entry in steps:
         # The entry of a missing directory is watched in the one above: it may come back.
         for directory in entry.parents:
             entries.add(directory)
@@ -60,7 +70,7 @@ def _places(path: Path) -> WatchPaths:
             if stat.S_ISDIR(status.st_mode):
                 directories[directory] = (status.st_dev, status.st_ino)
                 break
-    return WatchPaths(directories, frozenset(map(str, entries)))
+    return WatchPaths(directories, frozenset(map(str, entries)), frozenset([str(steps[-1].parent)] if whole else ()))
 
 
 def _entries(path: Path) -> Iterator[Path]:

@@ -113,9 +113,9 @@ class WorkerProcess:
         """Seconds since the oldest unanswered ping."""
         return 0.0 if self._unanswered_since is None else time.monotonic() - self._unanswered_since
 
-    async def begin(self, started: bytes, **facts: Any) -> None:
-        """``started`` is the configuration file's content at the service's start."""
-        await self.ask("begin", started, deadline=BUILDING, **facts)
+    async def begin(self, started: Sequence[bytes], **facts: Any) -> None:
+        """``started`` are the bytes of the configuration's state at the service's start."""
+        await self.ask("begin", b"".join(started), deadline=BUILDING, sizes=list(map(len, started)), **facts)
 
     async def prepare(self, encoded: EncodedGeneration) -> None:
         """Let it build the generation, unless it has. Nothing changes yet. Raises WorkerRefused, WorkerLost."""

@@ -7,7 +7,7 @@ shared with its former generation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,10 @@ import orjson
 from cryptography import x509
 
 from tlsproxy.config import loader
+from tlsproxy.config.loader import Loaded
 from tlsproxy.config.locks import read_lock_file
 from tlsproxy.config.model import Config, Tls
+from tlsproxy.config.pieces import unpacked
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
 from tlsproxy.snapshot.name_resolution import Address, Resolved
@@ -79,7 +81,7 @@ def decode(
     configuration = pieces.state(
         head["configuration"],
         None if before is None else before.configuration,
-        lambda data: loader.parse(data[0], config_path, environ),
+        lambda data: configuration_of(data, config_path, environ),
     )
     tls = configuration.value.config.tls
     sizes, warnings = head["server"]
@@ -124,6 +126,12 @@ def decode(
         },
         now=head["built_at"],
     )
+
+
+def configuration_of(data: Sequence[bytes], config_path: Path, environ: Mapping[str, str]) -> Loaded:
+    """The configuration of a state's bytes."""
+    main, pieces = unpacked(data)
+    return loader.parse(main, config_path, environ, pieces)
 
 
 def _addresses(stored: list[Any]) -> tuple[Address, ...]:

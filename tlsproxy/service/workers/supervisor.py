@@ -161,7 +161,7 @@ class Supervisor:
         self.clock = Clock()
         self.generation = generation
         self._current = encode(generation)
-        self._started = generation.states.configuration.data[0]
+        self._started = generation.states.configuration.data
         self._config_path = config_path
         self._bound = bound
         self._audit = audit

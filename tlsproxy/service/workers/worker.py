@@ -23,7 +23,6 @@ import orjson
 from tlsproxy.audit import counters
 from tlsproxy.audit.files import Turn
 from tlsproxy.audit.log import NoAudit, audit_log
-from tlsproxy.config import loader
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
 from tlsproxy.errors import TlsproxyError
@@ -36,7 +35,7 @@ from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Serving
 from tlsproxy.service.workers.channel import Channel, ChannelMessage
 from tlsproxy.service.workers.merging import dump_families
-from tlsproxy.service.workers.snapshot_codec import decode
+from tlsproxy.service.workers.snapshot_codec import configuration_of, decode
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.threads import in_thread
 
@@ -212,7 +211,9 @@ async def _run(control: socket.socket) -> None:
         if message is None:
             return
         config_path = Path(message.head["config_path"])
-        started = loader.parse(message.body, config_path, os.environ).config
+        ends = [0, *itertools.accumulate(message.head["sizes"])]
+        files = [message.body[start:end] for start, end in itertools.pairwise(ends)]
+        started = configuration_of(files, config_path, os.environ).config
         logs.configure(started, os.environ)
         worker = Worker(channel, message.head, config_path, started)
         await channel.send(ChannelMessage({"id": message.head["id"]}))
