@@ -73,14 +73,20 @@ class Site:
         return x509.load_pem_x509_certificate((self.directory / f"{name}.pem").read_bytes()).serial_number
 
     def write_config(
-        self, upstream: str, /, *, grpc: str | None = None, **sections: dict[str, Any] | list[Any] | int
+        self,
+        upstream: str | list[dict[str, Any]],
+        /,
+        *,
+        grpc: str | None = None,
+        **sections: dict[str, Any] | list[Any] | int,
     ) -> Path:
         """A new file each time; a section that is given is merged into the usual one, a list replaces it.
 
-        ``grpc`` is the URL of an upstream's gRPC API: it is served then, on a port of its own.
+        ``upstream`` is the URL of Qdrant's REST API, or the list of its nodes. ``grpc`` is the URL of an upstream's
+        gRPC API: it is served then, on a port of its own.
         """
         config = copy.deepcopy(CONFIG)
-        config["upstream"] = {"rest": upstream}
+        config["upstream"] = {"rest": upstream} if isinstance(upstream, str) else {"nodes": upstream}
         if grpc is not None:
             config["upstream"]["grpc"] = grpc
             config["service"]["grpc_port"] = 0

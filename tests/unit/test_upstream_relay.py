@@ -7,6 +7,7 @@ from typing import Any
 
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
+from tlsproxy.proxy.core.balancer import Balancer
 from tlsproxy.proxy.core.runtime_limits import LAST_ANSWER, RuntimeLimits
 from tlsproxy.proxy.limits.fair_shares import Shares
 from tlsproxy.proxy.transport.deadlines import Deadlines
@@ -65,13 +66,15 @@ def gateway(server: socket.socket, **settings: float) -> Any:
     loop = asyncio.get_running_loop()
     rest = Upstream("http://upstream", b"upstream", ((socket.AF_INET, server.getsockname()),))
     node = Node("upstream", rest, None, drained=False, max_connections=None)
+    balancer = Balancer()
+    balancer.adopt((node,), 0.0, affinity=False)
     return SimpleNamespace(
         loop=loop,
+        balancer=balancer,
         deadlines=Deadlines(loop),
         places=Shares(upstream["max_connections"], 1, Overloaded),
         metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
         bounds=RuntimeLimits(Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "upstream": upstream})),
-        generation=SimpleNamespace(nodes=(node,)),
     )
 
 

@@ -24,6 +24,8 @@ LARGEST: Final = 1 << 16
 _REDIRECTS: Final = 300
 """From this status on `GET /` is no answer of Qdrant's, but of a proxy before it or of another server."""
 
+_GOOD: Final = range(200, 300)
+
 _HEALTH: Final = b"/grpc.health.v1.Health/Check"
 _PROTECTED: Final = b"/qdrant.Collections/List"
 _NOT_SERVING: Final = b"\x08\x02"
@@ -73,6 +75,11 @@ class RestConversation:
             return Found(Finding.FAILS, f"GET / with {status}")
         return replace(GOOD, version=version_in(body))
 
+    async def is_ready(self) -> bool:
+        """As :meth:`ask`: whether requests may be sent."""
+        status, _ = await self._get(b"/readyz")
+        return status in _GOOD
+
     async def ask_for_key(self) -> Found:
         """As :meth:`ask`: whether our key is taken, where one is asked for."""
         status, _ = await self._get(b"/collections")
@@ -121,6 +128,10 @@ class GrpcConversation:
     async def ask(self) -> Found:
         """Raises OSError, EOFError, and ValueError for what is not HTTP/2."""
         return self._found(await self._call(_HEALTH))
+
+    async def is_ready(self) -> bool:
+        """As :meth:`ask`: whether calls may be made."""
+        return (await self.ask()).finding is Finding.GOOD
 
     async def ask_for_key(self) -> Found:
         """As :meth:`ask`: whether our key is taken, where one is asked for."""

@@ -182,6 +182,26 @@ async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcCo
     return found, None
 
 
+async def is_ready(target: Target) -> bool | None:
+    """Whether a node takes requests now, by its own word. None without a descriptor to ask by."""
+    kind = RestConversation if target.protocol == "rest" else GrpcConversation
+    for address in target.upstream.addresses:
+        try:
+            sock = await _connected(address)
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                return None
+            continue
+        conversation = kind(sock, target.host, target.key)
+        try:
+            return await conversation.is_ready()
+        except (OSError, ValueError, EOFError, TlsproxyError):
+            return False
+        finally:
+            conversation.socket.close()
+    return False
+
+
 async def _asked_over(
     sock: socket.socket, target: Target, address: tuple[int, Any]
 ) -> tuple[Found, RestConversation | GrpcConversation | None]:

@@ -41,7 +41,7 @@ class UpstreamConfig(Section):
     not the default."""
     nodes: Annotated[tuple[NodeConfig, ...], Field(max_length=64)] = ()
     """Nodes of one Qdrant cluster, in place of `rest` and `grpc`: each request goes to the one with the fewest under
-    way."""
+    way. See docs/operations.md."""
     check_interval: Annotated[StrictFloat, Field(ge=0, le=3600)] = 2.0
     """Seconds between two checks of each node (`/readyz`, over gRPC its health service), by each worker; 0 for none. A
     node is out after two failures, and back after two successes. Only where there are several nodes."""

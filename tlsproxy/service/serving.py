@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from tlsproxy.admin import readiness
+from tlsproxy.admin.node_checks import NodeChecks
 from tlsproxy.admin.readiness import OK, Part, Readiness, not_ready
 from tlsproxy.admin.upstream_findings import Finding, Found
 from tlsproxy.admin.upstream_probe import Target, UpstreamProbe
@@ -108,6 +109,8 @@ class Serving:
         self._listeners = Listeners(
             self._gateway, Connections(self._gateway, self._manager, self._upstreams), bound, BATCH if alone else 1
         )
+        self._checks = NodeChecks(self._gateway.balancer, lambda: self.generation)
+        self._checks.adopt()
         self._probes = {
             protocol: UpstreamProbe(
                 partial(self._target, protocol),
@@ -123,6 +126,7 @@ class Serving:
         self._manager.close()
         self._upstreams.pool.close()
         self._deadlines.close()
+        self._checks.close()
         for probe in self._probes.values():
             probe.close()
 
@@ -160,6 +164,7 @@ class Serving:
     def adopt(self, generation: Generation) -> None:
         self._manager.publish(generation)
         self._upstreams.pool.review()
+        self._checks.adopt()
 
     async def ready(self) -> Readiness:
         audit, now = self._audit, self._gateway.clock.now()

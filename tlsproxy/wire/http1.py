@@ -194,3 +194,9 @@ def restate_request(
         lines.append(b"api-key: " + upstream_key)
     lines.append(b"x-forwarded-host: " + head.host)
     return b"\r\n".join(lines) + b"\r\n"
+
+
+def with_host(head: bytes, host: bytes) -> bytes:
+    """A restated head with another Host, which is its first field."""
+    start = head.index(b"\r\n")
+    return b"%b\r\nhost: %b%b" % (head[:start], host, head[head.index(b"\r\n", start + 2) :])

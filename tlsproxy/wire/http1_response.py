@@ -40,6 +40,8 @@ _MEMO: Final = 256
 _LONGEST: Final = 1024
 """Longer heads are not memoized: the memo's size is bounded by the product."""
 _DIGITS = re.compile(rb"[0-9]{1,15}")
+_GATEWAY: Final = frozenset((502, 503, 504))
+_JSON = re.compile(rb"^content-type:[ \t]*application/json", re.IGNORECASE | re.MULTILINE)
 _NO_CONTENT: Final = 204
 _BODILESS = frozenset((_NO_CONTENT, 304))
 
@@ -55,6 +57,11 @@ class ResponseHead:
     fields: bytes
     length: int
     keep: bool
+
+    @property
+    def of_a_proxy(self) -> bool:
+        """Whether a proxy between says that Qdrant cannot be had: Qdrant's own errors are JSON."""
+        return self.status in _GATEWAY and _JSON.search(self.fields) is None
 
     def reframed(self, length: int) -> ResponseHead:
         """The head with the framing of another body: of this length, or chunked."""

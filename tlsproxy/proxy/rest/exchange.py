@@ -26,6 +26,7 @@ from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
 from tlsproxy.proxy.upstream.value_exists import Verdict
 from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.http1 import with_host
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead
 from tlsproxy.wire.throughput import PARTS, Throughput
 from tlsproxy.wire.tracing import NO_TRACING, id_line, upstream_lines
@@ -318,9 +319,12 @@ class Exchange:
         plan, tail = record.plan, self._link.tail
         line = id_line(record.id)
         self._ours = line + plan.readable if plan.readable else line
-        out = plan.upstream + line + tail
+        lines = plan.upstream
+        if self._gateway.balancer.only is None:
+            lines = with_host(lines, upstream.node.node.rest.authority)
+        out = lines + line + tail
         if record.tracing is not NO_TRACING:
-            out = plan.upstream + line + upstream_lines(record.tracing) + tail
+            out = lines + line + upstream_lines(record.tracing) + tail
         head = len(out)
         read, self._whole_body = self._whole_body, b""
         if len(read) <= REPLAY:
@@ -452,28 +456,30 @@ class Exchange:
     # Failures
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
-        self._upstream = None
+        lost, self._upstream = self._upstream, None
         self.congested = False
-        if stale and self._sent is not None:
-            self._send_again(self._sent)
-        elif answered:
+        if answered:
             self._client.exchange_cut(error.reason)
+        elif lost is not None and self._sent is not None and (stale or self._gateway.balancer.only is None):
+            self._send_again(self._sent, lost, error, stale=stale)
         else:
             self._client.exchange_failed(error)
 
-    def _send_again(self, sent: list[bytes]) -> None:
-        """Sends a lost read again, once."""
+    def _send_again(self, sent: list[bytes], lost: UpstreamConnection, error: RequestError, *, stale: bool) -> None:
+        """Sends a lost read again, as far as :meth:`Pool.send_again` does."""
         self._first, self._begun = b"".join(sent), False
         self._body_paused()
         self._client.present()
         if self._ended:
             return
-        self._gateway.metrics.upstream_retry()
         self._stream.deadline = NEVER
         try:
-            self._link.upstreams.pool.dial_again(self)
-        except RequestError as error:
-            self._client.exchange_failed(error)
+            if self._link.upstreams.pool.send_again(self, lost, stale=stale):
+                self._gateway.metrics.upstream_retry()
+                return
+        except RequestError as failure:
+            error = failure
+        self._client.exchange_failed(error)
 
     def abandon(self) -> None:
         """Ends the exchange without a response of its own: the client is gone, or gets another response."""

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout
+from tlsproxy.proxy.core.balancer import NodeState
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.limits.fair_shares import Account, Holder, Share
@@ -52,8 +53,12 @@ class UpstreamRequest(Holder, Protocol):
 
 
 class Keeper(Protocol):
-    """Pool of a connection. ``keep``: another request may use it."""
+    """Pool of a connection. ``keep``: another request may use it. ``failed``: it failed its request without a byte of
+    an answer. ``elsewhere``: whether its request, of which nothing was sent, goes to another node.
+    """
 
+    def failed(self, upstream: UpstreamConnection, error: RequestError) -> None: ...
+    def elsewhere(self, upstream: UpstreamConnection, request: UpstreamRequest) -> bool: ...
     def release(self, upstream: UpstreamConnection, *, keep: bool) -> None: ...
     def lost(self, upstream: UpstreamConnection) -> None: ...
 
@@ -61,8 +66,9 @@ class Keeper(Protocol):
 class UpstreamConnection:
     """Connection with its current ``request``, also while it is dialled for one; None while idle.
 
-    ``used`` counts responses. ``place`` is the request's share of all connections; None while idle. ``_buffer`` is the
-    beginning of a head, or the rest of a body after a turn, with reading paused.
+    It leads to ``node``; those in ``tried`` have failed its request before. ``used`` counts responses. ``place`` is the
+    request's share of all connections; None while idle. ``_buffer`` is the beginning of a head, or the rest of a body
+    after a turn, with reading paused.
     """
 
     __slots__ = (
@@ -78,18 +84,30 @@ class UpstreamConnection:
         "_remaining",
         "_timeout",
         "_to_head",
+        "node",
         "place",
         "request",
         "stream",
+        "tried",
         "used",
     )
 
-    def __init__(self, gateway: Gateway, keeper: Keeper, place: Share, request: UpstreamRequest) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        keeper: Keeper,
+        place: Share,
+        request: UpstreamRequest,
+        node: NodeState,
+        tried: tuple[NodeState, ...] = (),
+    ) -> None:
         """Raises OSError if no socket can be opened."""
         self._gateway = gateway
         self._keeper = keeper
         self.place: Share | None = place
         self.request: UpstreamRequest | None = request
+        self.node = node
+        self.tried = tried
         self.used = 0
         self._buffer = b""
         self._head: ResponseHead | None = None
@@ -97,7 +115,7 @@ class UpstreamConnection:
         self._chunks: ChunkedBody | None = None
         self._denied: DeniedResponse | None = None
         self._to_head = self._awaited = self._paused = False
-        addresses, bounds = gateway.generation.nodes[0].api("rest").addresses, gateway.bounds
+        addresses, bounds = node.node.rest.addresses, gateway.bounds
         self._asked, self._timeout = 0.0, bounds.response_timeout
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, self._lowest)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
@@ -288,10 +306,17 @@ class UpstreamConnection:
             self._fail(UpstreamTimeout("The upstream could not be reached in time"))
 
     def _fail(self, error: RequestError) -> None:
-        request, answered = self.request, self._answered
+        request = self.request
         self.discard()
         if request is not None:
-            request.upstream_lost(error, stale=False, answered=answered)
+            self._tell_lost(request, error, stale=False)
+
+    def _tell_lost(self, request: UpstreamRequest, error: RequestError, *, stale: bool) -> None:
+        if self.untouched and not stale:
+            self._keeper.failed(self, error)
+            if not self.stream.established and self._keeper.elsewhere(self, request):
+                return
+        request.upstream_lost(error, stale=stale, answered=self._answered)
 
     def connection_lost(self, error: Exception | None) -> None:
         request, self.request = self.request, None
@@ -304,19 +329,25 @@ class UpstreamConnection:
     def _lose(self, request: UpstreamRequest, head: ResponseHead | None, error: Exception | None) -> None:
         if not self.stream.established:
             self._gateway.connect_failed("failed")
-            request.upstream_lost(dial_failure(error), stale=False, answered=False)
+            self._tell_lost(request, dial_failure(error), stale=False)
         elif head is not None and head.length == UNTIL_CLOSE and error is None:
             if self._denied is None:
                 request.response_done()
             else:
                 self._denied.done()
         else:
-            untouched = head is None and not self._buffer
-            request.upstream_lost(
-                UpstreamBroken("The upstream closed the connection before its response was whole"),
-                stale=untouched and self.used > 0,
-                answered=self._answered,
-            )
+            error = UpstreamBroken("The upstream closed the connection before its response was whole")
+            self._tell_lost(request, error, stale=self.untouched and self.used > 0)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no byte of a response has come."""
+        return self._head is None and not self._buffer
+
+    @property
+    def of_a_proxy(self) -> bool:
+        """Whether the last response says that Qdrant cannot be had."""
+        return self._head is not None and self._head.of_a_proxy
 
     @property
     def _answered(self) -> bool:

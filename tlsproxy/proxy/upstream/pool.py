@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from tlsproxy.errors import RequestError
+from tlsproxy.errors import OutOfDescriptors, RequestError, UpstreamUnreachable
+from tlsproxy.proxy.core.balancer import NodeState
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.fair_shares import Share
 from tlsproxy.proxy.transport.dial import dial_failure
@@ -81,33 +82,105 @@ class Pool:
 
     def _connect(self, request: UpstreamRequest, place: Share) -> UpstreamConnection | None:
         """Idle connection; None: one is dialled."""
-        while self._idle:
-            upstream = self._idle.pop()
-            if not upstream.stream.closed:
-                upstream.place = place
-                return upstream
-        self._dial(request, place)
+        balancer, idle = self._gateway.balancer, self._idle
+        node = balancer.only
+        if node is None:
+            now = time.monotonic()
+            self._gateway.retries.request(now)
+            node = balancer.choose(request.account, now)
+        for index in range(len(idle) - 1, -1, -1):
+            upstream = idle[index]
+            if upstream.node is node:
+                del idle[index]
+                if not upstream.stream.closed:
+                    self._take(upstream, place)
+                    return upstream
+        self._dial(request, place, node)
         return None
 
-    def dial_again(self, request: UpstreamRequest) -> None:
-        """Replaces a lost connection by a new one, which cannot be stale. Raises :class:`RequestError`."""
+    def send_again(self, request: UpstreamRequest, lost: UpstreamConnection, *, stale: bool) -> bool:
+        """Whether a new connection, which cannot be stale, is dialled for a request that may be sent once more.
+
+        In place of one that was ``stale``, to the same node; else to another, within the budget of retries. Raises
+        :class:`RequestError`.
+        """
+        balancer, tried = self._gateway.balancer, lost.tried
+        node = balancer.only
+        if not stale and (node is not None or not (lost.untouched and lost.stream.established)):
+            return False
+        if node is None:
+            now = time.monotonic()
+            tried = tried if stale else (*tried, lost.node)
+            node = lost.node
+            if not stale or node.gone or node.node.drained:
+                node = balancer.choose(request.account, now, tried)
+            if not stale and (node is None or not self._gateway.retries.retry(now)):
+                return False
         place = Share(self._places, request.account, request)
         place.replace()
-        self._dial(request, place)
+        self._dial(request, place, node, tried)
+        return True
 
-    def _dial(self, request: UpstreamRequest, place: Share) -> None:
-        """Raises :class:`RequestError` if no socket can be opened, or no address is known."""
+    def _dial(
+        self, request: UpstreamRequest, place: Share, node: NodeState | None, tried: tuple[NodeState, ...] = ()
+    ) -> None:
+        """Raises :class:`RequestError` if no socket can be opened, or no address of any node is known."""
         self.trim()
+        failure: RequestError = UpstreamUnreachable("The upstream cannot be reached: all of its nodes are drained")
+        while node is not None:
+            try:
+                upstream = UpstreamConnection(self._gateway, self, place, request, node, tried)
+            except OSError as error:
+                failure = dial_failure(error)
+                tried = (*tried, node)
+                node = self._other(request, failure, tried)
+            else:
+                self._all.add(upstream)
+                self._take(upstream, place)
+                return
+        place.release()
+        raise failure
+
+    def _other(self, request: UpstreamRequest, failure: RequestError, tried: tuple[NodeState, ...]) -> NodeState | None:
+        """The next node to dial, after the last of those ``tried`` could not be."""
+        balancer = self._gateway.balancer
+        if balancer.only is not None or isinstance(failure, OutOfDescriptors):
+            return None
+        now = time.monotonic()
+        balancer.failed(tried[-1], "rest", now)
+        return balancer.choose(request.account, now, tried)
+
+    def failed(self, upstream: UpstreamConnection, error: RequestError) -> None:
+        balancer = self._gateway.balancer
+        if balancer.only is None and not isinstance(error, OutOfDescriptors):
+            balancer.failed(upstream.node, "rest", time.monotonic())
+
+    def elsewhere(self, upstream: UpstreamConnection, request: UpstreamRequest) -> bool:
+        """Dials another node for a request of which nothing was sent."""
+        balancer, tried = self._gateway.balancer, (*upstream.tried, upstream.node)
+        if balancer.only is not None:
+            return False
+        node = balancer.choose(request.account, time.monotonic(), tried)
+        if node is None:
+            return False
+        place = Share(self._places, request.account, request)
+        place.replace()
         try:
-            upstream = UpstreamConnection(self._gateway, self, place, request)
-        except OSError as error:
-            place.release()
-            raise dial_failure(error) from None
-        self._all.add(upstream)
+            self._dial(request, place, node, tried)
+        except RequestError as error:
+            request.upstream_lost(error, stale=False, answered=False)
+        return True
+
+    @staticmethod
+    def _take(upstream: UpstreamConnection, place: Share) -> None:
+        upstream.place = place
+        node = upstream.node
+        node.in_flight += 1
+        node.connections += 1
 
     def review(self) -> None:
-        """Ends idle connections to a former upstream, after a publication."""
-        for upstream in [one for one in self._idle if self._is_former(one)]:
+        """Ends idle connections to a former upstream, or a drained node, after a publication."""
+        for upstream in [one for one in self._idle if one.node.node.drained or self._is_former(one)]:
             upstream.discard()
 
     @property
@@ -115,12 +188,18 @@ class Pool:
         """Number of connections to a former upstream."""
         return sum(map(self._is_former, self._all))
 
-    def _is_former(self, upstream: UpstreamConnection) -> bool:
-        return upstream.stream.address not in self._gateway.generation.nodes[0].api("rest").addresses
+    @staticmethod
+    def _is_former(upstream: UpstreamConnection) -> bool:
+        node = upstream.node
+        return node.gone or upstream.stream.address not in node.node.rest.addresses
 
     def release(self, upstream: UpstreamConnection, *, keep: bool) -> None:
         """Takes back a connection after a whole response. ``keep``: reusable, if its upstream is still current."""
-        stream = upstream.stream
+        stream, balancer = upstream.stream, self._gateway.balancer
+        if balancer.only is None:
+            outcome = balancer.failed if upstream.of_a_proxy else balancer.succeeded
+            outcome(upstream.node, "rest", time.monotonic())
+            keep = keep and not upstream.node.node.drained
         if not keep or stream.closed or stream.broken or self._is_former(upstream):
             upstream.discard()
             return
@@ -158,6 +237,9 @@ class Pool:
     def _give_back(upstream: UpstreamConnection) -> None:
         place, upstream.place = upstream.place, None
         if place is not None:
+            node = upstream.node
+            node.in_flight -= 1
+            node.connections -= 1
             place.release()
 
     def later(self, call: Callable[..., None], *args: object) -> None:

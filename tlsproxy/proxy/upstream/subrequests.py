@@ -27,8 +27,8 @@ MOST_WAITING: Final = 4096
 
 K = TypeVar("K")
 V = TypeVar("V")
-Request = Callable[[Generation], bytes]
-"""Bytes of a request, built when it is sent, for the upstream of the generation that is current then."""
+Request = Callable[[Generation, bytes], bytes]
+"""Bytes of a request to a host, built when it is sent, under the generation that is current then."""
 
 
 class Subrequests(Generic[K, V]):
@@ -95,11 +95,11 @@ def operation_path(collection: str, method: str, suffix: str, operation: str) ->
 def own_request(line: str, affinity: bytes = b"", body: bytes = b"") -> Request:
     """A request with the gateway's own credentials. ``line``: method and path. ``affinity``: the client's request's."""
 
-    def request_bytes(generation: Generation) -> bytes:
+    def request_bytes(generation: Generation, host: bytes) -> bytes:
         key = generation.upstream_api_key
         return b"%b HTTP/1.1\r\nhost: %b\r\n%b%b%b\r\n%b" % (
             line.encode(),
-            generation.nodes[0].rest.authority,
+            host,
             body and b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
             b"" if key is None else b"api-key: %b\r\n" % key.encode(),
             affinity and b"%b: %b\r\n" % (AFFINITY, affinity),
@@ -136,7 +136,7 @@ class _Subrequest(Generic[V]):
         self._read = read
         self._largest = largest
         self._settle = settle
-        self._may_retry = True
+        self._upstream: UpstreamConnection | None = None
         self._response = CollectedResponse()
 
     def request_sent(self) -> bool:
@@ -153,7 +153,9 @@ class _Subrequest(Generic[V]):
 
     def upstream_ready(self, upstream: UpstreamConnection) -> None:
         self.sent = True
-        upstream.begin(self, self._request(self._gateway.generation), to_head=False, whole=True)
+        self._upstream = upstream
+        request = self._request(self._gateway.generation, upstream.node.node.rest.authority)
+        upstream.begin(self, request, to_head=False, whole=True)
 
     def interim(self, head: ResponseHead) -> None:
         """Ignored: the final response follows."""
@@ -170,15 +172,15 @@ class _Subrequest(Generic[V]):
         self._settle(self._read(head.status, bytes(content)))
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
-        """Sends the request once more, on a new connection, if an idle one had gone stale."""
-        if not stale or answered or not self._may_retry:
-            self._settle(error)
-            return
-        self._may_retry = False
+        """Sends the request once more, on a new connection, as far as :meth:`Pool.send_again` does."""
+        lost, self._upstream = self._upstream, None
         try:
-            self._pool.dial_again(self)
-        except RequestError as overloaded:
-            self._settle(overloaded)
+            again = lost is not None and not answered and self._pool.send_again(self, lost, stale=stale)
+        except RequestError as failure:
+            self._settle(failure)
+            return
+        if not again:
+            self._settle(error)
 
     def give_way(self, error: RequestError) -> None:
         """Fails later, never inside :meth:`ask`: the request lost its place or its wait for one."""
