@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|quick|scale|show|table|plot|compare`."""
+"""The command line: `python -m bench run|quick|scale|leases|show|table|plot|compare`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.compare import TOLERANCE, comparison
 from bench.dimensions import SCALE
 from bench.ending import exit_when_told
 from bench.errors import BenchError
+from bench.leases import lease_report, scenarios, simulated
 from bench.report import report
 from bench.results import Results
 from bench.scale import scale_report
@@ -71,6 +72,18 @@ def run(
 def quick(directory: Path, only: tuple[str, ...]) -> None:
     """The main workloads in three minutes, beside the peers that have targets, unless --only names others."""
     _run(directory, Plan(only or AIMED_AT, QUICK, rounds=5, seconds=0.1, connections=(), rotation=False))
+
+
+@main.command()
+@click.option("--gateways", default="2,10,100,1000", show_default=True, callback=_names, metavar="N,…")
+@click.option("--limit", default=1000.0, show_default=True, help="Requests per second.")
+@click.option("--seconds", default=20.0, show_default=True, help="Simulated time.")
+@click.option("--round-trip", default=0.002, show_default=True, help="Seconds to the store and back.")
+def leases(gateways: tuple[str, ...], limit: float, seconds: float, round_trip: float) -> None:
+    """Simulate gateways that share a limit: error of the whole, and load on the store."""
+    cases = [one for number in map(int, gateways) for one in scenarios(number, limit, seconds)]
+    found = {one: simulated(one, round_trip=round_trip) for one in cases}
+    click.echo("\n".join(lease_report(found)))
 
 
 def _run(directory: Path, plan: Plan) -> None:

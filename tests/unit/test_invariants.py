@@ -90,6 +90,7 @@ DATES = {
     "service/server.py:_event": "of an audit line",
     "service/state.py:status": "slots of the monotonic clock, told as dates",
     "service/workers/process.py:__init__": "of a start, in the status",
+    "service/shared/coordinator.py": "of a change, in the status, and what is left of locks",
     "snapshot/bounded_io.py:_begin": "of a call that hangs, in what is said of it",
     "tls/pki.py": "dates of what it issues",
     "snapshot/startup.py": "dates of certificates and CRLs",

@@ -133,6 +133,9 @@ def test_each_metric_is_on_the_dashboard_or_says_nothing_of_its_own() -> None:
         "tlsproxy_certificate_not_after_seconds",
         "tlsproxy_crl_next_update_seconds",
         "tlsproxy_reload_last_success_timestamp_seconds",
+        "tlsproxy_shared_store_up",
+        "tlsproxy_shared_gateways",
+        "tlsproxy_shared_round_trips_total",
         "tlsproxy_worker_generation",
     }
 

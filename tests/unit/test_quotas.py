@@ -32,8 +32,8 @@ def config(roles: dict[str, RoleLimits] | None = None, **limits: object) -> Conf
     return Config.model_construct(roles=made, limits=LimitsConfig.model_construct(**{**dict(LimitsConfig()), **limits}))
 
 
-def row_of(*names: str) -> int:
-    return hash(names)
+def row_of(*names: str) -> tuple[int, bytes]:
+    return hash(names), b""
 
 
 def holder(role: str = "", identity: Identity | None = IDENTITY) -> Principal:
@@ -77,14 +77,14 @@ def test_the_subject_of_a_token_is_a_holder_of_its_rules_role() -> None:
         assert (each and each.rate) == rate
         assert ('role "role"' in charges) is (role == "role")
         rows[role] = each and each.key
-    assert rows["role"] == rows[""] == row_of("key", "Jwt", "login", "alice")
+    assert rows["role"] == rows[""] == row_of("key", "Jwt", "login", "alice")[0]
 
 
 def test_each_role_of_a_caller_is_charged_once() -> None:
     limit = RoleLimits(requests_per_second=5, burst=2, concurrent_requests=7)
     made = config({"own": limit, "keys": limit, "free": RoleLimits()})
     assert charged(made, holder("own"), key("keys")) == {
-        'role "own"': row_of("role", "own"), 'role "keys"': row_of("role", "keys"),
+        'role "own"': row_of("role", "own")[0], 'role "keys"': row_of("role", "keys")[0],
     }  # fmt: skip
     assert list(charged(made, holder("own"), key("own"))) == ['role "own"']
     assert charged(made, holder("free"), key("free")) == {}
@@ -114,7 +114,7 @@ def test_a_certificate_has_the_limit_of_its_role_or_else_that_of_all() -> None:
         found = check(made, holder(role))
         assert found is not None
         assert [(each.whose, each.key, each.concurrent) for each in found.charges] == [
-            (whose, row_of(*IDENTITY.account), limit)
+            (whose, row_of(*IDENTITY.account)[0], limit)
         ]
     assert charged(made, STRANGER) == {}
 
@@ -126,7 +126,7 @@ def test_keys_and_subjects_have_rows_of_their_own() -> None:
         for each in (key(), key(name="other"), key(subject="s"), key(kind="Jwt"), key(subject="t"))
     }
     assert len(rows) == 5
-    assert row_of("key", "ApiKey", "ingest", "s") in rows
+    assert row_of("key", "ApiKey", "ingest", "s")[0] in rows
     assert charged(made, holder()) == {}
 
 

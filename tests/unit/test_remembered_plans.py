@@ -28,7 +28,7 @@ def generation(site: Site) -> Generation:
 
 @pytest.fixture
 def quotas(generation: Generation) -> Quotas:
-    return Quotas(generation.config, LimitTable.private().key)
+    return Quotas(generation.config, LimitTable.private().account)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_bodies_under_a_query_policy_are_remembered_but_for_their_numbers(
 ) -> None:
     """Also where it is sent as it is."""
     bounded = relay_generation(site, ROLES | {"plain": {"access": "m", "queries": {"max_limit": 10}}})
-    plans = Plans(bounded, Quotas(bounded.config, LimitTable.private().key))
+    plans = Plans(bounded, Quotas(bounded.config, LimitTable.private().account))
     vectors = [b"[" + b",".join([number] * 200) + b"]" for number in (b"0.1", b"0.2")]
     bodies = [b'{"query":%b%b}' % (vector, members) for vector in vectors]
     lines = ("api-key: the-key-of-plain", f"content-length: {len(bodies[0])}")

@@ -31,12 +31,12 @@ def generation(site: Site) -> Generation:
 
 @pytest.fixture(scope="module")
 def plans(generation: Generation) -> Plans:
-    return Plans(generation, Quotas(generation.config, LimitTable.private().key))
+    return Plans(generation, Quotas(generation.config, LimitTable.private().account))
 
 
 @pytest.fixture(scope="module")
 def call_plans(generation: Generation) -> CallPlans:
-    return CallPlans(generation, Quotas(generation.config, LimitTable.private().key))
+    return CallPlans(generation, Quotas(generation.config, LimitTable.private().account))
 
 
 def head(operation: Operation, caller: str, collection: str = "docs", length: int = 0) -> bytes:

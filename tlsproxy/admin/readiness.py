@@ -24,6 +24,7 @@ CRL: Final = "crl"
 AUDIT: Final = "audit"
 DESCRIPTORS: Final = "descriptors"
 RELOAD: Final = "reload"
+SHARED: Final = "shared"
 WORKERS: Final = "workers"
 
 DRAINING: Final = "draining"

@@ -85,10 +85,13 @@ def lock(config_path: Path, admin: str | None, duration: float | None, reason: s
         wanted = _lock(given, until=NEVER if duration is None else float(int(now + duration)), reason=reason, at=now)
         server, before = _asked(config_path, admin)
         found = _extended(lock_store.read(config_path), wanted, now)
+        lifted = before is not None and "shared" in before and _entry(before, found) is None
+        if lifted:  # by another gateway: the one in the file holds nobody
+            found = wanted
         if found is not wanted:
             click.echo(f"locked already: {_line(found, now)}")
         else:
-            lock_store.change(config_path, lambda file: _with(file, _extended(file, wanted, now)))
+            lock_store.change(config_path, lambda file: _with(file, wanted if lifted else _extended(file, wanted, now)))
             click.echo(f"locked: {_line(wanted, wanted.at)}")
     entry = _awaited(config_path, server, lambda status: _entry(status, found))
     if entry is None:

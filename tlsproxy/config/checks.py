@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from tlsproxy.config import ca_checks, claim_checks, health, listeners
+from tlsproxy.config import ca_checks, claim_checks, health, listeners, shared_checks
 from tlsproxy.config import credential_checks as credentials
 from tlsproxy.config.endpoints import check_origin, upstream_url
 from tlsproxy.config.findings import Finding
@@ -171,6 +171,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"limits", "roles"}), _bursts),
     (frozenset({"logger", "audit"}), _logger),
+    (frozenset({"shared"}), shared_checks.store),
     (frozenset({"listeners"}), listeners.repeated),
     (frozenset({"service", "listeners"}), listeners.hosts),
     (frozenset({"service", "listeners", "health"}), listeners.proxy_protocol),

@@ -18,6 +18,7 @@ from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 from tlsproxy.config.locks import LockEntry
 from tlsproxy.config.proxy_protocol import ProxyProtocol
 from tlsproxy.config.queries import Queries
+from tlsproxy.config.shared import SharedConfig
 from tlsproxy.config.upstream import UpstreamConfig
 
 Port = Annotated[StrictInt, Field(ge=0, le=65535)]
@@ -288,6 +289,7 @@ class Config(Section):
     lock` does it at once and without this file."""
     audit: AuditConfig = AuditConfig()
     limits: LimitsConfig = LimitsConfig()
+    shared: SharedConfig = SharedConfig()
     admin: AdminConfig = AdminConfig()
     health: HealthConfig = HealthConfig()
     workers: Annotated[StrictInt, Field(ge=1, le=64), NEEDS_RESTART] = 1

@@ -117,6 +117,21 @@ INPUTS: Final = _gauge(
     "state",
 )
 LOCKS: Final = _gauge("locks", "locks", "Locks in force, by what they hold.", "kind")
+SHARED_STORE: Final = _gauge(
+    "shared_store_up",
+    "0 or 1",
+    "1 while the store of shared limits answers; as the next two, with shared.url only.",
+)
+SHARED_GATEWAYS: Final = _gauge(
+    "shared_gateways", "gateways", "Gateways that share limits, as last told by the store, else shared.gateways."
+)
+SHARED_ROUND_TRIPS: Final = _counter(
+    "shared_round_trips",
+    "round trips",
+    "Questions to the store; outcome: ok, or the reason of a failure (timeout, unreachable, loading, credentials, tls,"
+    " files, read_only, full, cluster, error).",
+    "outcome",
+)
 EXPIRY: Final = _gauge(
     "expiry_timestamp_seconds",
     "seconds since 1970",

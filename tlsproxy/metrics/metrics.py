@@ -85,6 +85,8 @@ class Metrics(Collector):
         self._lifetimes: dict[tuple[str, str], tuple[float, float]] = {}
         self._inputs: Mapping[tuple[str, str], int] = {}
         self._locks: Mapping[str, int] = dict.fromkeys(KINDS, 0)
+        self._sharing: tuple[bool, int] | None = None
+        self._round_trips: dict[str, int] = defaultdict(int)
         self._ready: Mapping[str, bool] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -171,6 +173,14 @@ class Metrics(Collector):
         """Sets the numbers of locks in force by kind; kinds without one have 0."""
         self._locks = {kind: kinds.get(kind, 0) for kind in KINDS}
 
+    def shared(self, outcome: str) -> None:
+        """A question to the store of shared limits has ended."""
+        self._round_trips[outcome] += 1
+
+    def sharing(self, *, up: bool, gateways: int) -> None:
+        """Sets whether the store of shared limits answers, and the number of gateways."""
+        self._sharing = up, gateways
+
     def readiness(self, parts: Mapping[str, bool]) -> None:
         """Sets the parts of readiness: whether each is good."""
         self._ready = parts
@@ -250,6 +260,10 @@ class Metrics(Collector):
         yield families.GENERATION.single(self._generation)
         yield families.INPUTS.of(self._inputs.items())
         yield families.LOCKS.keyed(self._locks)
+        shared = [] if self._sharing is None else [self._sharing]
+        yield families.SHARED_STORE.of(((), up) for up, _ in shared)
+        yield families.SHARED_GATEWAYS.of(((), gateways) for _, gateways in shared)
+        yield families.SHARED_ROUND_TRIPS.keyed(self._round_trips)
         yield families.CERTIFICATE_NOT_AFTER.of(self._certificates.items())
         yield families.CRL_NEXT_UPDATE.keyed(self._crls)
         yield families.EXPIRY.of((names, end) for names, (_, end) in self._lifetimes.items())

@@ -12,13 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from tlsproxy.config.locks import LockFile
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service.lock_trail import LockTrail
 from tlsproxy.snapshot.generation import Generation, with_locks
 from tlsproxy.snapshot.lock_file import LockFileWatch
-from tlsproxy.snapshot.states import Fault, Input
+from tlsproxy.snapshot.states import Fault, Input, InputState
 from tlsproxy.threads import in_thread
 
 POLL: Final = 0.25
@@ -27,6 +28,9 @@ CONSIDERED: Final = 0.5
 """Seconds to find the connections that a lock will end. It is published after them in any case."""
 
 _log = logging.getLogger(__name__)
+
+
+Joined = Callable[[InputState[LockFile]], InputState[LockFile]]
 
 
 class Publisher(Protocol):
@@ -44,7 +48,11 @@ class Publisher(Protocol):
 class LockPublisher:
     """All publications after the start go through :meth:`publish`, one at a time."""
 
-    def __init__(self, target: Publisher, watch: LockFileWatch, trail: LockTrail) -> None:
+    def __init__(
+        self, target: Publisher, watch: LockFileWatch, trail: LockTrail, joined: Joined = lambda own: own
+    ) -> None:
+        """``joined`` adds the locks of other gateways to those of the file."""
+        self._joined = joined
         self._target = target
         self._watch = watch
         self._trail = trail
@@ -78,7 +86,7 @@ class LockPublisher:
         async with self._looking:
             changed = await self._watch.read(self._target.clock.now())
             cut = None
-            if self._watch.state != self._target.generation.states.locks:
+            if self._joined(self._watch.state) != self._target.generation.states.locks:
                 cut = await self._consequences()
                 async with self._publishing:
                     await self._target.publish(await self._locked(self._target.generation))
@@ -99,7 +107,7 @@ class LockPublisher:
         return self._trail.status("" if self._watch.fault is None else self._watch.fault.text)
 
     async def _locked(self, generation: Generation) -> Generation:
-        return await in_thread(with_locks, generation, self._watch.state, generation.number + 1)
+        return await in_thread(with_locks, generation, self._joined(self._watch.state), generation.number + 1)
 
     async def _consequences(self) -> int | None:
         """Connections, requests and calls that the locks will end; None if that is not found in time."""

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tlsproxy
 from tlsproxy.admin.health import HealthServer
@@ -58,6 +58,9 @@ from tlsproxy.snapshot.name_resolution import NameResolver
 from tlsproxy.snapshot.name_watch import NameWatch
 from tlsproxy.snapshot.startup import FirstGeneration, awaited_generation
 from tlsproxy.snapshot.watch import Watcher
+
+if TYPE_CHECKING:
+    from tlsproxy.service.shared.coordinator import Coordinator
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +153,9 @@ class _Program:
             self._handle_signals(asyncio.get_running_loop())
             served = await self._start_serving(stack, bound, audit, turn)
             watch = LockFileWatch(self._config_path, self._generation.states.locks)
-            locks = LockPublisher(served, watch, LockTrail(audit, served.counted, watch.path))
+            shared = self._sharing(served)
+            trail = LockTrail(audit, served.counted, watch.path)
+            locks = LockPublisher(served, watch, trail, *([shared.locked] if shared else []))
             reloader = Reloader(
                 target=served,
                 audit=audit,
@@ -170,7 +175,7 @@ class _Program:
                 announce=served.expect_probe,
             )
             jumps = ClockJumps(served.clock, served.counted)
-            state = ServiceState(served, bound, reloader, self._key_sets, jumps, locks)
+            state = ServiceState(served, bound, reloader, self._key_sets, jumps, locks, shared)
             monitor = ReadinessMonitor(state.ready, served.counted, self._notifier, self._impaired)
             admin = await self._start_admin(stack, state)
             health = self._start_health(stack, for_health, state, served)
@@ -189,12 +194,16 @@ class _Program:
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
                     tasks.create_task(self._names.run(lambda: served.generation, reloader.reload)),
                 ]
+                if shared is not None:
+                    owned.append(tasks.create_task(shared.run()))
                 await self._stopping.wait()
                 watched.cancel()
                 self._notifier.stopping()
                 await served.drain(self._ended)
                 for task in owned:
                     task.cancel()
+            if shared is not None:
+                await shared.leave()
             _event(audit, "stop", served.generation.config_sha256)
 
     async def _start_serving(
@@ -203,7 +212,7 @@ class _Program:
         """Start the data path in this process, or in worker processes."""
         generation = self._generation
         if generation.config.workers == 1:
-            table = LimitTable.private()
+            table = LimitTable.private(leased=generation.config.shared.used)
             serving = Serving(
                 generation,
                 bound,
@@ -219,6 +228,21 @@ class _Program:
         supervisor = Supervisor(self._config_path, generation, bound, audit, turn, self._notice)
         await stack.enter_async_context(supervisor.running())
         return supervisor
+
+    def _sharing(self, served: Served) -> Coordinator | None:
+        """The part that shares limits with other gateways, if they are to be shared."""
+        config = self._generation.config.shared
+        if not config.used or served.limits is None:
+            return None
+        from tlsproxy.service.shared.coordinator import Coordinator  # noqa: PLC0415 - nothing else needs its library
+
+        return Coordinator(
+            config,
+            served.limits,
+            served.counted,
+            lambda: served.generation.config.limits,
+            self._impaired.set,
+        )
 
     def _notice(self, event: Event) -> None:
         """Act on what the data path has met."""

@@ -55,9 +55,12 @@ def shown_upstreams(generation: Generation) -> Mapping[str, str]:
 
 
 class Served(Protocol):
-    """A data path: of one process, or of several workers. ``counted`` are the metrics of this process."""
+    """A data path: of one process, or of several workers. ``counted`` are the metrics of this process, ``limits`` the
+    table of limits as far as this process needs it.
+    """
 
     counted: Metrics
+    limits: LimitTable | None
 
     @property
     def clock(self) -> Clock: ...
@@ -93,6 +96,7 @@ class Serving:
         runtime.tune_allocator()
         runtime.tune_collector()
         self._audit = audit
+        self.limits: LimitTable | None = table
         self.counted = Metrics(
             pool=lambda: self._upstreams.pool.counts,
             audit=lambda: (audit.queued, audit.written, audit.dropped, audit.capacity),

@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import tlsproxy
-from tlsproxy.admin.readiness import RELOAD, Readiness, reload_part
+from tlsproxy.admin.readiness import RELOAD, SHARED, Part, Readiness, reload_part
 from tlsproxy.config.policy import confinement_text
 from tlsproxy.metrics.recent import dated
 from tlsproxy.proxy.frontend.listener import Bound
@@ -32,6 +32,12 @@ def _rights(generation: Generation, role: str) -> str:
     return f"{generation.policy.roles[role]}{confinement_text(generation.config.roles[role])}"
 
 
+class Sharing(Protocol):
+    @property
+    def part(self) -> Part: ...
+    def status(self) -> Mapping[str, Any]: ...
+
+
 class ServiceState:
     """Implements :class:`tlsproxy.admin.server.AdminState` by the parts of a running service."""
 
@@ -43,6 +49,7 @@ class ServiceState:
         key_sets: KeySets,
         jumps: ClockJumps,
         locks: LockPublisher,
+        shared: Sharing | None = None,
     ) -> None:
         self._served = served
         self._listeners = described(bound)
@@ -50,11 +57,13 @@ class ServiceState:
         self._key_sets = key_sets
         self._jumps = jumps
         self._locks = locks
+        self._shared = shared
 
     async def ready(self) -> Readiness:
         last = self._reloader.last
         faults = (last.error,) if last.result == "held" else self._reloader.faults
-        return (await self._served.ready()).with_part(RELOAD, reload_part(faults))
+        verdict = (await self._served.ready()).with_part(RELOAD, reload_part(faults))
+        return verdict if self._shared is None else verdict.with_part(SHARED, self._shared.part)
 
     async def status(self, subject: str) -> Mapping[str, Any]:
         figures = await self._served.figures(subject)
@@ -78,6 +87,7 @@ class ServiceState:
             "lifetimes": [asdict(one) for one in lifetimes_of(generation)],
             "crls": [asdict(crl) for crl in generation.material.crls],
             "locks": self._locks.status(),
+            **({} if self._shared is None else {"shared": self._shared.status()}),
             "key_sets": self._key_sets.status(generation.config),
             "clock": self._jumps.status(),
             "listeners": self._listeners,

@@ -26,11 +26,11 @@ READ_TIMEOUT: Final = 2.0
 """Seconds for a file system to answer."""
 
 
-def _state(file: LockFile) -> InputState[LockFile]:
+def lock_state(file: LockFile) -> InputState[LockFile]:
     return InputState.of(file, (write_lock_file(file),))
 
 
-NO_LOCKS: Final = _state(LockFile())
+NO_LOCKS: Final = lock_state(LockFile())
 
 
 def first_locks(config_path: Path) -> InputState[LockFile]:
@@ -39,7 +39,7 @@ def first_locks(config_path: Path) -> InputState[LockFile]:
     found = _outcome(path)
     if isinstance(found, MaterialError):
         raise found
-    return NO_LOCKS if found is None else _state(read_lock_file(path, found))
+    return NO_LOCKS if found is None else lock_state(read_lock_file(path, found))
 
 
 class LockFileWatch:
@@ -80,7 +80,7 @@ class LockFileWatch:
                 merged = file.after(former, now)
                 lost = len(merged.locks) - len(file.locks)
                 if merged != former:
-                    self.state = _state(merged)
+                    self.state = lock_state(merged)
         except MaterialError as error:
             holding = len(former.in_force(now))
             return f"{error}; {_counted(holding)} in force as before" if holding else str(error)

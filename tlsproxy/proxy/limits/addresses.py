@@ -11,6 +11,7 @@ after each delay. A success makes up for nothing, else the holder of one good ke
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.authz.access import Decision
@@ -48,8 +49,8 @@ TURN: Final = 2 * SECOND
 """Nanoseconds after each delay in which everybody at an address may connect."""
 
 
-def _turn_of(identity: tuple[str, ...]) -> int:
-    return 0 if identity else TURN
+def turn_of(*, identified: bool) -> int:
+    return 0 if identified else TURN
 
 
 def network_of(address: str) -> str:
@@ -59,8 +60,21 @@ def network_of(address: str) -> str:
     return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """Failed authentications of one account at all gateways: nanoseconds until all are forgotten, and until the end of
+    the delay with the time after it.
+    """
+
+    account: bytes
+    owed: int
+    delay: int
+
+
 class Addresses:
-    """Limits by address, counted in ``table``, by the settings adopted last."""
+    """Limits by address, counted in ``table``, by the settings adopted last. ``penalty`` is that of failed
+    authentications, None without one.
+    """
 
     def __init__(self, table: LimitTable) -> None:
         self._table = table
@@ -73,7 +87,7 @@ class Addresses:
         self._requests, self._concurrent_requests = rate_of(own.unidentified), own.unidentified.concurrent_requests or 0
         rate, failures = own.handshakes_per_second, own.failed_authentications
         self._rate = None if rate is None else Rate.of(rate, own.burst)
-        self._penalty = None if failures is None else Penalty.of(failures, own.max_delay)
+        self.penalty = None if failures is None else Penalty.of(failures, own.max_delay)
 
     def enter(self) -> tuple[int, ...] | str:
         """The same as :meth:`connect` for a connection whose client is not known yet: the rows of all connections."""
@@ -95,8 +109,9 @@ class Addresses:
 
     def request(self, address: str) -> Charge:
         """Charge of a request by an unidentified client."""
-        key = self._table.key("unidentified", address)
-        return Charge(key, "each address of unidentified clients", self._requests, self._concurrent_requests)
+        key, account = self._table.account("unidentified", address)
+        whose = "each address of unidentified clients"
+        return Charge(key, whose, self._requests, self._concurrent_requests, account)
 
     def release(self, rows: tuple[int, ...]) -> None:
         self._table.release(rows)
@@ -105,11 +120,12 @@ class Addresses:
 
     def delay(self, address: str, identity: tuple[str, ...]) -> int:
         """Nanoseconds left of the delay. ``identity`` is an account, empty for the address itself."""
-        if self._penalty is None:
+        if self.penalty is None:
             return 0
         now = self._table.clock()
-        until = self._table.arrival(self._table.key("delay", address, *identity), now)
-        return self._penalty.left(until, now, _turn_of(identity))
+        names, _ = self._failing(address, identity)
+        until = self._table.arrival(self._table.key("delay", *names), now)
+        return self.penalty.left(until, now, turn_of(identified=bool(identity)))
 
     def refusal(self, address: str, identity: tuple[str, ...]) -> Decision | None:
         """Refusal of a request during a delay, else None."""
@@ -120,13 +136,35 @@ class Addresses:
 
     def failed(self, address: str, identity: tuple[str, ...]) -> None:
         """Counts a failed authentication."""
-        table, penalty = self._table, self._penalty
+        table, penalty = self._table, self.penalty
         if penalty is None:
             return
-        failures, delay = table.key("failures", address, *identity), table.key("delay", address, *identity)
+        names, account = self._failing(address, identity)
+        failures, delay = table.key("failures", *names), table.key("delay", *names)
         with table.lock:
             now = table.clock()
             owed = penalty.after(table.arrival(failures, now), now)
-            table.put(failures, owed, now)
-            if table.arrival(delay, now) <= now and (until := penalty.until(owed, now, _turn_of(identity))):
+            row = table.put(failures, owed, now)
+            if table.arrival(delay, now) <= now and (
+                until := penalty.until(owed, now, turn_of(identified=bool(identity)))
+            ):
                 table.put(delay, until, now)
+            if table.leases is not None:
+                table.leases.failed(row, failures, account, identified=bool(identity))
+
+    def learn(self, failing: Failing) -> None:
+        """Take over what all gateways know together of an account, where that is more than is known here."""
+        table = self._table
+        with table.lock:
+            now = table.clock()
+            for kind, left in (("failures", failing.owed), ("delay", failing.delay)):
+                key = table.key(kind, failing.account.hex())
+                if now + left > table.arrival(key, now) and left > 0:
+                    table.put(key, now + left, now)
+
+    def _failing(self, address: str, identity: tuple[str, ...]) -> tuple[tuple[str, ...], bytes]:
+        """Names that rows of failures have keys by, and the account's name in the store."""
+        if self._table.leases is None:
+            return (address, *identity), b""
+        _, account = self._table.account("failed", address, *identity)
+        return (account.hex(),), account

@@ -46,13 +46,15 @@ class Rate:
 @dataclass(frozen=True, slots=True)
 class Charge:
     """Limit that a request is counted against. ``key`` is the account's row in the table, ``whose`` its name for the
-    client, e.g. ``role "search"``. ``concurrent`` is 0 if concurrent requests are not limited.
+    client, e.g. ``role "search"``. ``concurrent`` is 0 if concurrent requests are not limited. ``account`` names it in
+    the store that several gateways share, empty if none do.
     """
 
     key: int
     whose: str
     rate: Rate | None
     concurrent: int
+    account: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

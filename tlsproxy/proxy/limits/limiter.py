@@ -29,7 +29,7 @@ class Limiter:
 
     def quotas_of(self, config: Config) -> Quotas:
         """Quotas under this configuration."""
-        return Quotas(config, self._table.key)
+        return Quotas(config, self._table.account)
 
     def count(self, limit_check: LimitCheck, address: str, identity: Identity | None) -> tuple[int, ...] | Decision:
         """Rows to :meth:`release` when the request has ended, or its refusal. ``address`` is the client's."""

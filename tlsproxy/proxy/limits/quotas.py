@@ -42,10 +42,10 @@ class LimitCheck:
 
 
 class Quotas:
-    """Quotas of one configuration. ``key`` makes the key of a row out of names."""
+    """Quotas of one configuration. ``account`` makes a row's key, and the name in the store, out of names."""
 
-    def __init__(self, config: Config, key: Callable[..., int]) -> None:
-        self._key = key
+    def __init__(self, config: Config, account: Callable[..., tuple[int, bytes]]) -> None:
+        self._account = account
         self._each_identity, self._each_key = config.limits.per_identity, config.limits.per_key
         self._unidentified = config.limits.per_address.unidentified != Quota()
         self._delays = config.limits.per_address.failed_authentications is not None
@@ -92,7 +92,8 @@ class Quotas:
     def _charge(self, quota: Quota, whose: str, *names: str) -> Iterator[Charge]:
         rate = rate_of(quota)
         if rate is not None or quota.concurrent_requests is not None:
-            yield Charge(self._key(*names), whose, rate, quota.concurrent_requests or 0)
+            key, account = self._account(*names)
+            yield Charge(key, whose, rate, quota.concurrent_requests or 0, account)
 
 
 def rate_of(quota: Quota) -> Rate | None:

@@ -8,6 +8,9 @@ With several workers the table is shared memory, changed under a lock, at a time
 needs microseconds, unless the system stops it just there: after some milliseconds the change is made without the lock,
 and may overwrite one made at the same moment. A lock ends with its process. Each worker alone writes its column of
 requests in flight, so that the column of a worker that died can be cleared.
+
+Where several gateways share their limits, columns of leases (:mod:`tlsproxy.proxy.limits.leases`) lie behind, and the
+process that draws them has a view of the table. The rate of a charge with an account is counted there.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from hashlib import blake2b
 from mmap import mmap
 from typing import Final
 
+from tlsproxy.proxy.limits import leases
 from tlsproxy.proxy.limits.gcra import Charge, Excess, Rate
+from tlsproxy.proxy.limits.leases import Leases
 
 ROWS: Final = 1 << 18
 BUCKET: Final = 8
@@ -35,12 +40,23 @@ _CELL: Final = 4
 
 
 class LimitTable:
-    """View of one worker. ``overflows`` counts uses of the overflow row. ``lock`` is for changes of several steps."""
+    """View of one worker. ``overflows`` counts uses of the overflow row. ``lock`` is for changes of several steps.
+    ``leases`` are None where this gateway shares its limits with no other.
+    """
 
     def __init__(
-        self, memory: mmap, worker: int, workers: int, lock: int | None, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        memory: mmap,
+        worker: int,
+        workers: int,
+        lock: int | None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        leased: bool = False,
     ) -> None:
-        """Clears the requests in flight of a former worker of this number. All workers have the same ``clock``."""
+        """Clears the requests in flight of a former worker of this number. All workers have the same ``clock``. A
+        ``worker`` of number ``workers`` serves no request.
+        """
         self.overflows = 0
         self.lock = _Lock(lock)
         self.clock = clock
@@ -52,31 +68,47 @@ class LimitTable:
         self._arrivals = view[start + words : start + 2 * words].cast("q")
         start += 2 * words
         columns = [view[start + cells * one : start + cells * (one + 1)] for one in range(workers)]
-        if lock is not None:
+        if worker == workers:
+            columns.append(memoryview(bytearray(cells)))
+        elif lock is not None:
             columns[worker][:] = bytes(cells)
         self._own = columns[worker].cast("I")
         self._others = tuple(column.cast("I") for one, column in enumerate(columns) if one != worker)
+        behind = view[start + cells * workers :]
+        self.leases = Leases(behind, self._arrivals, self.lock, clock) if leased else None
 
     @classmethod
-    def private(cls, clock: Callable[[], int] = time.monotonic_ns) -> LimitTable:
+    def private(cls, clock: Callable[[], int] = time.monotonic_ns, *, leased: bool = False) -> LimitTable:
         """Table of a single process. Unused pages take no memory."""
-        memory = mmap(-1, size(1))
+        memory = mmap(-1, size(1, leased=leased))
         memory[:_SECRET] = os.urandom(_SECRET)
-        return cls(memory, 0, 1, None, clock)
+        return cls(memory, 0, 1, None, clock, leased=leased)
 
     @classmethod
-    def shared(cls, descriptor: int, worker: int, workers: int) -> LimitTable:
+    def shared(cls, descriptor: int, worker: int, workers: int, *, leased: bool = False) -> LimitTable:
         """Table of one of several workers, in the file that :func:`create` made. ``worker`` counts from 0."""
-        return cls(mmap(descriptor, size(workers)), worker, workers, descriptor)
+        return cls(mmap(descriptor, size(workers, leased=leased)), worker, workers, descriptor, leased=leased)
+
+    @classmethod
+    def drawing(cls, descriptor: int, workers: int) -> LimitTable:
+        """The same table, for the process that draws leases and serves no request."""
+        return cls(mmap(descriptor, size(workers, leased=True)), workers, workers, descriptor, leased=True)
 
     def key(self, *names: str) -> int:
         """Key of an account's row. Colliding names cannot be found without the table's secret."""
         digest = blake2b(ascii(names).encode(), digest_size=8, key=self._secret).digest()
         return int.from_bytes(digest, "big") or 1
 
-    def take(self, charges: Sequence[Charge]) -> tuple[int, ...] | Excess:
+    def account(self, *names: str) -> tuple[int, bytes]:
+        """Key of an account's row, and the account's name in the store, empty where no limits are shared."""
+        if self.leases is None:
+            return self.key(*names), b""
+        name = blake2b(ascii(names).encode(), digest_size=leases.NAME, person=b"tlsproxy").digest()
+        return self.key(name.hex()), name
+
+    def take(self, charges: Sequence[Charge]) -> tuple[int, ...] | Excess:  # noqa: C901 - the usual rate is counted in place
         """Counts one request against all charges or none: its rows with requests in flight, or the excess."""
-        keys, arrivals, own, others = self._keys, self._arrivals, self._own, self._others
+        keys, arrivals, own, others, leased = self._keys, self._arrivals, self._own, self._others, self.leases
         with self.lock:
             now = self.clock()
             rows: list[int] = []
@@ -88,7 +120,11 @@ class LimitTable:
                     row = self._row(key, now, rows)
                 rows.append(row)
                 wait = 0
-                if rate is not None and arrivals[row] - now + rate.interval > rate.room:
+                if leased is not None and charge.account:
+                    if rate is not None:
+                        wait = leased.wait(row, charge, rate, now)
+                    most = most and leased.part(most)
+                elif rate is not None and arrivals[row] - now + rate.interval > rate.room:
                     wait = self._wait(row, rate, now)
                 full = most and (self._in_flight(row) if others else own[row]) >= most
                 if (wait or full) and (excess is None or wait > excess.wait):
@@ -99,8 +135,11 @@ class LimitTable:
             for charge, row in zip(charges, rows, strict=True):
                 rate = charge.rate
                 if rate is not None:
-                    arrival = arrivals[row]
-                    arrivals[row] = (max(now, arrival)) + rate.interval
+                    if leased is not None and charge.account:
+                        leased.count(row, rate, now)
+                    else:
+                        arrival = arrivals[row]
+                        arrivals[row] = (max(now, arrival)) + rate.interval
                 if charge.concurrent:
                     own[row] += 1
                     counted.append(row)
@@ -115,9 +154,11 @@ class LimitTable:
         """Arrival time that was :meth:`put`; that of a free row, which is past, if there is none."""
         return self._arrivals[self._find(key, now, ())]
 
-    def put(self, key: int, arrival: int, now: int) -> None:
-        """Stores an arrival time. Needs the lock."""
-        self._arrivals[self._row(key, now, ())] = arrival
+    def put(self, key: int, arrival: int, now: int) -> int:
+        """Stores an arrival time. Needs the lock. Returns its row."""
+        row = self._row(key, now, ())
+        self._arrivals[row] = arrival
+        return row
 
     def _row(self, key: int, now: int, taken: Sequence[int]) -> int:
         row = self._find(key, now, taken)
@@ -184,14 +225,15 @@ class _Lock:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
 
-def size(workers: int) -> int:
+def size(workers: int, *, leased: bool = False) -> int:
     """Bytes of a table for this many workers."""
-    return _SECRET + (16 + _CELL * workers) * (ROWS + 1)
+    rows = ROWS + 1
+    return _SECRET + (16 + _CELL * workers) * rows + (leases.size(rows) if leased else 0)
 
 
-def create(workers: int) -> int:
+def create(workers: int, *, leased: bool = False) -> int:
     """Anonymous file (memfd) for :meth:`LimitTable.shared`, made by the supervisor. Not inherited by default."""
     descriptor = os.memfd_create("tlsproxy-limits")
-    os.ftruncate(descriptor, size(workers))
+    os.ftruncate(descriptor, size(workers, leased=leased))
     os.pwrite(descriptor, os.urandom(_SECRET), 0)
     return descriptor

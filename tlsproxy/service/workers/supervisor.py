@@ -161,6 +161,7 @@ class Supervisor:
         self.clock = Clock()
         self.generation = generation
         self._current = encode(generation)
+        self.limits: table.LimitTable | None = None
         self._started = generation.states.configuration.data
         self._config_path = config_path
         self._bound = bound
@@ -184,9 +185,12 @@ class Supervisor:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Entered when every worker serves. Raises WorkerRefused or NeverServed for the first that does not."""
+        leased = self.generation.config.shared.used
         with ExitStack() as stack:
-            self._limits = table.create(len(self._slots))
+            self._limits = table.create(len(self._slots), leased=leased)
             stack.callback(os.close, self._limits)
+            if leased:
+                self.limits = table.LimitTable.drawing(self._limits, len(self._slots))
             self._slot_tasks = [asyncio.create_task(self._run_slot(slot)) for slot in self._slots]
             try:
                 await asyncio.gather(*(slot.first for slot in self._slots))

@@ -154,7 +154,7 @@ class Worker:
             generation,
             bound,
             audit,
-            LimitTable.shared(setup["limits"], number - 1, workers),
+            LimitTable.shared(setup["limits"], number - 1, workers, leased=generation.started.shared.used),
             self._notice,
             numbers=itertools.count(number + setup["restarts"] * NUMBERS_EACH * workers, workers),
             affinity_key=bytes.fromhex(setup["affinity_key"]),

@@ -1,0 +1,233 @@
+"""The store: scripts on a real server do what their twins do, and every bad answer has a word of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.redis_server import RedisServer, needs_store
+
+from tlsproxy.config.shared import SharedConfig
+from tlsproxy.proxy.limits.addresses import TURN
+from tlsproxy.proxy.limits.draws import Draw, Granted, granted
+from tlsproxy.proxy.limits.gcra import Penalty
+from tlsproxy.proxy.limits.leases import Failures
+from tlsproxy.service.shared.coordinator import draw_values, failure_values
+from tlsproxy.service.shared.store import Script, Store, StoreError
+from tlsproxy.tls.pki import Authority
+
+TIMED = "redis.call('TIME')"
+BEGIN = 1_700_000_000_000_000
+"""Microseconds: the store's clock in these tests."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+def at(script: str, now: int) -> str:
+    """The script with this time instead of the store's."""
+    text = Script.named(script).text
+    assert TIMED in text
+    return text.replace(TIMED, f"{{{now // 1_000_000}, {now % 1_000_000}}}")
+
+
+DRAWS = st.builds(
+    Draw,
+    st.sampled_from([b"a", b"b"]),
+    st.sampled_from([1.0, 3.7, 1000.0, 100_000.0, 1e9]),
+    st.sampled_from([1.0, 50_000.0, 2e6, 1e10]),
+    st.integers(-50, 50),
+    st.integers(0, 1000),
+    st.floats(0, 2e6, allow_nan=False),
+    st.sampled_from([0.0, 0.25]),
+)
+
+
+@needs_store
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds=st.lists(st.tuples(st.integers(0, 3_000_000), st.lists(DRAWS, min_size=1, max_size=4)), max_size=6))
+def test_the_script_draws_as_its_twin_does(server: RedisServer, rounds: list[tuple[int, list[Draw]]]) -> None:
+    arrivals: dict[bytes, int] = {}
+    now = BEGIN
+    with server.client() as client:
+        client.flushall()
+        for pause, draws in rounds:
+            now += pause
+            expected = []
+            for draw in draws:
+                stored = arrivals.get(draw.account)
+                found = granted(None if stored is None else stored - now, draw)
+                expected.append(found)
+                if found.ahead:
+                    arrivals[draw.account] = now + found.ahead
+                else:
+                    arrivals.pop(draw.account, None)
+            values = [value for one in draws for value in draw_values(one)]
+            answer = client.eval(at("draw", now), len(draws), *(one.account for one in draws), *values)
+            assert list(map(Granted, answer[::2], answer[1::2])) == expected
+
+
+@needs_store
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 90_000_000), st.integers(1, 6), st.booleans()), max_size=12),
+    per_minute=st.integers(1, 30),
+    longest=st.sampled_from([1.0, 2.0, 60.0, 64.5, 3600.0]),
+)
+def test_the_script_counts_failed_authentications_as_its_twin_does(
+    server: RedisServer, steps: list[tuple[int, int, bool]], per_minute: int, longest: float
+) -> None:
+    penalty = Penalty.of(per_minute, longest)
+    now, owed, until = BEGIN, {True: 0, False: 0}, {True: 0, False: 0}
+    with server.client() as client:
+        client.flushall()
+        for pause, count, identified in steps:
+            now += pause
+            heard = 0 if identified else TURN
+            name = b"\x01identity" if identified else b"address"
+            for _ in range(count):
+                owed[identified] = penalty.after(owed[identified], now * 1000)
+                later = penalty.until(owed[identified], now * 1000, heard)
+                if until[identified] <= now * 1000 and later:
+                    until[identified] = later
+            values = failure_values([Failures(name, count, identified)], penalty)
+            told = client.eval(at("fail", now), 2, "failures", "failed", *values)
+            assert told[0] == name
+            assert told[1] * 1000 == pytest.approx(max(0, owed[identified] - now * 1000), abs=20_000)
+            assert told[2] * 1000 == pytest.approx(max(0, until[identified] - now * 1000), abs=20_000)
+
+
+@needs_store
+def test_the_oldest_of_too_many_failing_accounts_are_forgotten(server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushall()
+        for number in range(5):
+            client.eval(
+                at("fail", BEGIN + number), 2, "failures", "failed", 6e6, 6e7, 6e7, 3, f"account {number}", 1, 0
+            )
+        assert client.zrange("failed", 0, -1) == [b"account 2", b"account 3", b"account 4"]
+        assert sorted(client.hkeys("failures")) == [b"account 2", b"account 3", b"account 4"]
+
+
+# Bad answers
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """A server that gives each command of its one client this answer."""
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client, suppress(OSError):
+            while client.recv(65536):
+                client.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        serving.join()
+
+
+def failure(made: Callable[[], Coroutine[Any, Any, None]]) -> StoreError:
+    with pytest.raises(StoreError) as caught:
+        asyncio.run(made())
+    return caught.value
+
+
+async def asked(**config: Any) -> Any:
+    store = Store(SharedConfig(**config))
+    try:
+        return await store.run(Script("return 7", "0" * 40), [], [])
+    finally:
+        await store.close()
+        for _ in range(5):  # the loop closes what ended
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("answer", "outcome", "text"), [
+    (b"-LOADING Redis is loading the dataset in memory\r\n", "loading", "loading the dataset"),
+    (b"-MOVED 3999 127.0.0.1:6381\r\n", "cluster", "name a server of its own"),
+    (b"-CLUSTERDOWN Hash slot not served\r\n", "cluster", "name a server of its own"),
+    (b"-READONLY You can't write against a read only replica.\r\n", "read_only", "name the primary"),
+    (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", "full", "maxmemory"),
+    (b"-NOAUTH Authentication required.\r\n", "credentials", "shared.password_file"),
+    (b"-NOPERM this user has no permissions\r\n", "credentials", "shared.user"),
+    (b"-MASTERDOWN Link with MASTER is down\r\n", "read_only", "MASTER is down"),
+    (b"-ERR \x1b[31munknown command\r\n", "error", "unknown command"),
+    (b"HTTP/1.1 400 Bad Request\r\n\r\n", "error", ""),
+    (b"$2000000\r\nno more\r\n", "timeout", "no answer within 0.2 s"),
+])  # fmt: skip
+def test_a_bad_answer_has_its_word(answer: bytes, outcome: str, text: str) -> None:
+    with answering(answer) as url:
+        error = failure(lambda: asked(url=url, timeout=0.2))
+    assert error.outcome == outcome, str(error)
+    assert text in str(error)
+    assert "\x1b" not in str(error)
+
+
+def test_nobody_listens() -> None:
+    assert failure(lambda: asked(url="redis://127.0.0.1:1")).outcome == "unreachable"
+
+
+def test_a_password_file_that_is_not_there(tmp_path: Path) -> None:
+    error = failure(lambda: asked(url="redis://127.0.0.1:1", password_file=tmp_path / "none"))
+    assert error.outcome == "files"
+    assert str(tmp_path / "none") in str(error)
+
+
+# The library leaves a TLS connection that failed to the end of the loop, which is that of the test.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@needs_store
+def test_passwords_and_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, stranger = Authority.create(), Authority.create()
+    issued = authority.issue(common_name="store", ips=["127.0.0.1"], server=True)
+    client = authority.issue(common_name="gateway", client=True)
+    for name, data in (
+        ("ca.pem", authority.certificate_pem), ("other.pem", stranger.certificate_pem),
+        ("store.pem", issued.chain_pem), ("store.key", issued.key_pem),
+        ("client.pem", client.chain_pem), ("client.key", client.key_pem),
+        ("password", b"correct horse battery staple\n".replace(b" ", b"-")), ("wrong", b"S3CRET\n"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+    files = {name: str(tmp_path / name) for name in ("ca.pem", "store.pem", "store.key")}
+    options = ("--tls-cert-file", files["store.pem"], "--tls-key-file", files["store.key"],
+               "--tls-ca-cert-file", files["ca.pem"], "--requirepass", "correct-horse-battery-staple")  # fmt: skip
+    with RedisServer(tmp_path, *options, tls=True) as server:
+        good = {"url": server.url, "ca_cert": tmp_path / "ca.pem", "cert": tmp_path / "client.pem",
+                "key": tmp_path / "client.key", "password_file": tmp_path / "password", "timeout": 5}  # fmt: skip
+        assert asyncio.run(asked(**good)) == 7
+        assert failure(lambda: asked(**good | {"password_file": tmp_path / "wrong"})).outcome == "credentials"
+        assert failure(lambda: asked(**good | {"password_file": None})).outcome == "credentials"
+        assert failure(lambda: asked(**good | {"cert": None, "key": None})).outcome in {"tls", "unreachable"}
+        assert failure(lambda: asked(**good | {"url": f"rediss://localhost:{server.port}"})).outcome == "tls"
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        other = failure(lambda: asked(**good | {"ca_cert": tmp_path / "other.pem"}))
+        assert other.outcome == "tls", "the system's roots are not trusted"
+        assert failure(lambda: asked(**good | {"key": tmp_path / "store.key"})).outcome == "files"
+
+
+@needs_store
+def test_a_unix_socket_and_a_server_that_has_no_scripts_any_more(server: RedisServer) -> None:
+    async def twice() -> list[Any]:
+        store = Store(SharedConfig(url=f"unix:{server.socket}", timeout=5))
+        script = Script.named("lock")
+        answers = [await store.run(script, ["locks", "locked", "ends"], [10])]
+        with server.client() as client:
+            client.script_flush()
+        answers.append(await store.run(script, ["locks", "locked", "ends"], [10]))
+        await store.close()
+        return answers
+
+    assert asyncio.run(twice()) == [0, 0]

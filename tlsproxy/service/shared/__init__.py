@@ -1,0 +1,1 @@
+"""State that several gateways share, in a store: limits, failed authentications, locks."""

@@ -1,0 +1,291 @@
+"""The part of a gateway that speaks with the store: draws, presence, failed authentications, locks.
+
+One task, in one process of the gateway, beside all requests: none waits for it. When the store fails, leases end at
+once, and each rate and number is kept by this gateway alone, divided by the number of gateways (never open, never
+closed); the next answer ends that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from tlsproxy.admin.readiness import OK, Part, degraded
+from tlsproxy.config.limits import LimitsConfig
+from tlsproxy.config.locks import LockFile
+from tlsproxy.config.shared import SharedConfig
+from tlsproxy.proxy.limits.addresses import Addresses, Failing, turn_of
+from tlsproxy.proxy.limits.draws import Draw, Granted
+from tlsproxy.proxy.limits.gcra import SECOND, Penalty
+from tlsproxy.proxy.limits.leases import Due, Failures
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.service.shared.lock_exchange import MAX_ENTRIES, LockExchange
+from tlsproxy.service.shared.rounds import LOOK, MOST_DRAWS, Rounds
+from tlsproxy.service.shared.store import Script, Store, StoreError
+from tlsproxy.snapshot.lock_file import lock_state
+from tlsproxy.snapshot.states import InputState
+from tlsproxy.text import printable
+
+MEETING: Final = 0.5
+"""Seconds between two meetings: of presence, failed authentications and locks."""
+WHOLE: Final = 10.0
+"""Seconds between two readings of all failed authentications and locks."""
+PRESENCE: Final = 3.0
+"""Seconds after its last meeting for which a gateway is counted."""
+MOST: Final = 1000
+"""Accounts, and locks, in one answer."""
+MOST_SAID: Final = 100
+"""Locks told in one round trip."""
+MOST_FAILING: Final = 20_000
+"""Accounts with failed authentications in the store."""
+FORGOTTEN: Final = 7200
+"""Seconds after which an account's last failure is forgotten: more than any delay."""
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 2.0
+MAX_LISTED: Final = 100
+"""Gateways that a status names."""
+_MICROSECOND: Final = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class SharedMetrics(Protocol):
+    def shared(self, outcome: str) -> None: ...
+    def sharing(self, *, up: bool, gateways: int) -> None: ...
+
+
+class Coordinator:
+    """``limits`` gives the settings in force, ``changed`` is called when the store goes or comes back."""
+
+    def __init__(
+        self,
+        config: SharedConfig,
+        table: LimitTable,
+        metrics: SharedMetrics,
+        limits: Callable[[], LimitsConfig],
+        changed: Callable[[], None],
+    ) -> None:
+        if table.leases is None:
+            raise ValueError("the table has no leases")
+        self._leases = table.leases
+        self._addresses = Addresses(table)
+        self._config, self._metrics, self._limits, self._changed = config, metrics, limits, changed
+        self._store = Store(config)
+        self._draw, self._fail, self._lock, self._meet = map(Script.named, ("draw", "fail", "lock", "meet"))
+        self._name = f"{printable(socket.gethostname())}/{secrets.token_hex(6)}"
+        self._keys = {
+            name: f"{config.prefix}:{name}" for name in ("gateways", "failures", "failed", "locks", "locked", "ends")
+        }
+        self._validity = round((2 * MEETING + config.timeout) * SECOND)
+        self._gateways: Sequence[str] = ()
+        self._number, self._locks_stored, self._locks_refused = config.gateways, 0, 0
+        self._trouble = "it has not been reached yet"
+        self._since = time.time()
+        self._rounds = Rounds()
+        self._heard: bytes | str = "0"
+        self._read: bytes | str = "0"
+        self._whole_at = self._meeting_at = float("-inf")
+        self._reading = False
+        self._exchange = LockExchange(lambda: secrets.token_hex(12))
+        self._untold: list[Failures] = []
+        self._merged: tuple[str, int, InputState[LockFile]] | None = None
+        self._counts: Counter[str] = Counter()
+        self._leases.adopt(self._number, 0)
+        self._leases.invalid()
+        metrics.sharing(up=False, gateways=self._number)
+
+    # What the service asks
+
+    @property
+    def part(self) -> Part:
+        """Of readiness: degraded while the store is away."""
+        if self._trouble:
+            text = f"{self._store.address}: {self._trouble}"
+            return degraded(f"{text}; each limit is kept by this gateway alone, divided by {self._number}")
+        if self._locks_refused:
+            return degraded(f"{self._locks_refused} locks find no room in {self._store.address}")
+        return OK
+
+    def status(self) -> Mapping[str, Any]:
+        return {
+            "store": str(self._store.address),
+            "reached": not self._trouble,
+            "error": self._trouble,
+            "since": self._since,
+            "name": self._name,
+            "gateways": self._number,
+            "names": list(self._gateways[:MAX_LISTED]),
+            "locks": self._locks_stored,
+            "unread_locks": self._exchange.unread,
+            "round_trips": dict(self._counts),
+        }
+
+    def locked(self, own: InputState[LockFile]) -> InputState[LockFile]:
+        """The locks of this gateway's file, and of all others."""
+        self._exchange.look(own.value)
+        known = self._merged
+        if known is None or known[:2] != (own.digest, self._exchange.version):
+            state = lock_state(self._exchange.merged(own.value))
+            known = self._merged = own.digest, self._exchange.version, state
+        return known[2]
+
+    # The task
+
+    async def run(self) -> None:
+        """Until cancelled; then :meth:`leave`."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._round()
+            except StoreError as error:
+                self._lose(error)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except Exception as error:  # noqa: BLE001 - nothing may end this: leases would never come back
+                self._lose(StoreError("error", f"{type(error).__name__}: {error}"))
+                _log.critical("a defect in the sharing of limits", exc_info=error)
+                await asyncio.sleep(LONGEST_PAUSE)
+            else:
+                pause = FIRST_PAUSE
+                await asyncio.sleep(LOOK)
+
+    async def leave(self) -> None:
+        """Say goodbye, if the store is there, so that the others divide by one less at once."""
+        try:
+            if not self._trouble:
+                await self._met(presence=0.0)
+        except StoreError as error:
+            self._lose(error)
+        finally:
+            self._leases.invalid()
+            await self._store.close()
+
+    async def _round(self) -> None:
+        now = time.monotonic()
+        if self._trouble or now >= self._meeting_at:
+            await self._met(presence=PRESENCE)
+            self._meeting_at = now + MEETING
+            self._find()
+        if self._exchange.unsaid:
+            await self._say()
+        whole = self._rounds.whole()
+        if whole:
+            await self._tell_failures()
+        due = self._leases.due(MOST_DRAWS, urgent=not whole)
+        if due:
+            await self._draw_for(due)
+
+    async def _run(self, script: Script, keys: Sequence[str], values: Sequence[bytes | str | float]) -> Any:
+        answer = await self._store.run(script, keys, values)
+        self._count("ok")
+        self._leases.valid(self._validity)
+        return answer
+
+    def _count(self, outcome: str) -> None:
+        self._counts[outcome] += 1
+        self._metrics.shared(outcome)
+
+    def _lose(self, error: StoreError) -> None:
+        self._leases.invalid()
+        self._count(error.outcome)
+        if not self._trouble:
+            self._since = time.time()
+        lost, self._trouble = not self._trouble, str(error)
+        self._whole_at = float("-inf")
+        self._metrics.sharing(up=False, gateways=self._number)
+        if lost:
+            self._changed()
+
+    def _find(self) -> None:
+        if self._trouble:
+            self._trouble, self._since = "", time.time()
+            self._changed()
+        self._metrics.sharing(up=True, gateways=self._number)
+
+    # Draws
+
+    async def _draw_for(self, due: Sequence[Due]) -> None:
+        draws = [one.draw for one in due]
+        keys = [f"{self._config.prefix}:r:{one.account.hex()}" for one in draws]
+        values = [value for one in draws for value in draw_values(one)]
+        try:
+            answer = await self._run(self._draw, keys, values)
+        except BaseException:
+            self._leases.forfeit(due)
+            raise
+        grants = map(Granted, answer[::2], answer[1::2])
+        self._leases.settle(due, list(grants))
+
+    # Meetings
+
+    async def _met(self, *, presence: float) -> None:
+        now = time.monotonic()
+        begin = False
+        if now >= self._whole_at:
+            begin = self._reading = True
+            self._whole_at, self._heard, self._read = now + WHOLE, "0", "0"
+            self._exchange.forget(time.time())
+        keys = [self._keys[name] for name in ("gateways", "failures", "failed", "locks", "locked", "ends")]
+        values: list[bytes | str | float] = [self._name, presence, self._heard, self._read, MOST, FORGOTTEN]
+        gateways, accounts, heard, locks, read, stored = await self._run(self._meet, keys, values)
+        names = [name.decode() for name in gateways]
+        if self._name in names:
+            self._gateways, self._number = names, len(names)
+            self._leases.adopt(len(names), sorted(names).index(self._name))
+        self._heard, self._read, self._locks_stored = heard, read, stored
+        self._learn_failures(accounts)
+        end = len(locks) < 2 * MOST
+        texts = ((name.decode(), text.decode()) for name, text in zip(locks[::2], locks[1::2], strict=True))
+        self._exchange.hear(texts, begin=begin, end=end and self._reading)
+        self._reading = self._reading and not end
+
+    async def _say(self) -> None:
+        said = list(self._exchange.unsaid.values())[:MOST_SAID]
+        now = time.time()
+        values: list[str | float] = [MAX_ENTRIES]
+        for one in said:
+            values += [one.id, one.state, one.text, one.kept(now)]
+        keys = [self._keys[name] for name in ("locks", "locked", "ends")]
+        self._locks_refused = await self._run(self._lock, keys, values)
+        self._exchange.said(said)
+
+    # Failed authentications
+
+    async def _tell_failures(self) -> None:
+        self._untold = [*self._untold, *self._leases.failures(MOST_DRAWS)][-MOST_DRAWS:]
+        self._addresses.adopt(self._limits())
+        penalty = self._addresses.penalty
+        if not self._untold or penalty is None:
+            return
+        keys = [self._keys["failures"], self._keys["failed"]]
+        answer = await self._run(self._fail, keys, failure_values(self._untold, penalty))
+        self._untold = []
+        self._learn_failures(answer)
+
+    def _learn_failures(self, answer: Sequence[Any]) -> None:
+        for account, owed, delay in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
+            self._addresses.learn(Failing(account, owed * _MICROSECOND, delay * _MICROSECOND))
+
+
+def draw_values(draw: Draw) -> tuple[float, ...]:
+    return draw.interval, draw.room, draw.balance, draw.wish, draw.owed, draw.reserve
+
+
+def failure_values(failures: Sequence[Failures], penalty: Penalty) -> list[bytes | float]:
+    rate = penalty.rate
+    values: list[bytes | float] = [
+        rate.interval / _MICROSECOND,
+        rate.room / _MICROSECOND,
+        penalty.longest / _MICROSECOND,
+        MOST_FAILING,
+    ]
+    for one in failures:
+        values += [one.account, one.count, turn_of(identified=one.identified) / _MICROSECOND]
+    return values

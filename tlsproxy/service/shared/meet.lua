@@ -1,0 +1,47 @@
+-- Presence of this gateway, and what changed since a moment: gateways, failed authentications, locks.
+-- KEYS: gateways by the end of their presence; hash of failing accounts and their order by time; hash of locks, their
+-- order by time, and their order by end.
+-- ARGV: this gateway; seconds for which it is present; moments since which accounts and locks are asked for; most of
+-- each; seconds after which a failing account is forgotten.
+-- Returns the gateways; names, debts and delays of accounts, and the moment of the last; ids and texts of locks, and
+-- the moment of the last; the number of locks.
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local most = tonumber(ARGV[5])
+
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
+redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000000), ARGV[1])
+local gateways = redis.call('ZRANGE', KEYS[1], 0, -1)
+
+local old = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now - ARGV[6] * 1000000), 'LIMIT', 0, most)
+for _, name in ipairs(old) do
+  redis.call('HDEL', KEYS[2], name)
+  redis.call('ZREM', KEYS[3], name)
+end
+local accounts, heard = {}, ARGV[3]
+local changed = redis.call('ZRANGEBYSCORE', KEYS[3], ARGV[3], '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+for at = 1, #changed, 2 do
+  local stored = redis.call('HGET', KEYS[2], changed[at])
+  local owed, delay = string.match(stored or '', '^(%d+) (%d+)$')
+  if owed then
+    accounts[#accounts + 1] = changed[at]
+    accounts[#accounts + 1] = math.max(0, owed - now)
+    accounts[#accounts + 1] = math.max(0, delay - now)
+  end
+  heard = changed[at + 1]
+end
+
+local over = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', string.format('%.0f', now), 'LIMIT', 0, most)
+for _, id in ipairs(over) do
+  redis.call('HDEL', KEYS[4], id)
+  redis.call('ZREM', KEYS[5], id)
+  redis.call('ZREM', KEYS[6], id)
+end
+local locks, known = {}, ARGV[4]
+changed = redis.call('ZRANGEBYSCORE', KEYS[5], ARGV[4], '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+for at = 1, #changed, 2 do
+  locks[#locks + 1] = changed[at]
+  locks[#locks + 1] = redis.call('HGET', KEYS[4], changed[at]) or ''
+  known = changed[at + 1]
+end
+return {gateways, accounts, heard, locks, known, redis.call('HLEN', KEYS[4])}
