@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
@@ -17,58 +16,14 @@ import pytest
 from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import call, channel
 from support.h2_upstream import H2Upstream
+from support.load import CLIENTS, Load
 from support.raw_connection import sockets
 from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
 ROUNDS = 300 if os.environ.get("TLSPROXY_SOAK") else 6
-CLIENTS = 4
 UP, DOWN = "up", "down"
-
-Ask = Callable[[], str]
-"""One request: ``UP`` for what the upstream answered, ``DOWN`` for the refusal that it must be otherwise."""
-
-
-class Load:
-    """``seen`` counts the answers; a client that met anything else has ended, and its error is in ``failures``."""
-
-    def __init__(self) -> None:
-        self.seen: Counter[str] = Counter()
-        self.failures: list[BaseException] = []
-        self._stop = threading.Event()
-        self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
-
-    def start(self, clients: Iterable[Ask]) -> None:
-        self._threads = [threading.Thread(target=self._run, args=(ask,)) for ask in clients]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self, ask: Ask) -> None:
-        try:
-            while not self._stop.is_set():
-                outcome = ask()
-                with self._changed:
-                    self.seen[outcome] += 1
-                    self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            with self._changed:
-                self.failures.append(error)
-                self._changed.notify_all()
-
-    def until(self, outcome: str) -> None:
-        """Some more answers of this kind."""
-        with self._changed:
-            enough = self.seen[outcome] + 3 * CLIENTS
-            assert self._changed.wait_for(lambda: self.failures or self.seen[outcome] >= enough, DEADLINE), self.seen
-        assert not self.failures
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
-        assert not self.failures
 
 
 def ready(gateway: Gateway, part: str) -> bool:

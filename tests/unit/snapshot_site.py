@@ -42,6 +42,8 @@ def config_text(**changes: Mapping[str, Any] | list[Any]) -> str:
     }
     for section, values in changes.items():
         sections[section] = values if isinstance(values, list) else {**sections.get(section, {}), **values}
+    if "nodes" in sections["upstream"]:
+        del sections["upstream"]["rest"]
     return yaml.safe_dump(sections)
 
 

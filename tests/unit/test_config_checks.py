@@ -43,6 +43,10 @@ def key(**fields: Any) -> dict[str, Any]:
     return {"name": "ci", "sha256": "0" * 64, "role": "search"} | fields
 
 
+def node(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "rest": "http://127.0.0.1:1", "grpc": "http://127.0.0.1:2"} | more
+
+
 def issuer(**fields: Any) -> dict[str, Any]:
     usual = {
         "name": "login",
@@ -277,6 +281,17 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "upstream_portless": ({"upstream": {"rest": "http://127.0.0.1"}}, "upstream.rest: the port is missing"),
     "upstream_no_url": ({"upstream": {"rest": "127.0.0.1:16333"}}, "upstream.rest: http://host:port is expected"),
     "upstream_bad_port": ({"upstream": {"rest": "http://h:99999"}}, "upstream.rest: not a URL"),
+    "nodes_beside_rest": (
+        {"upstream": {"rest": "http://127.0.0.1:1", "nodes": [node("a"), node("b")]}},
+        "upstream.rest: `nodes` names each node with its `rest` and `grpc`: leave this out",
+    ),
+    "node_twice": ({"upstream": {"nodes": [node("a"), node("a")]}}, "upstream.nodes[1].name: a is another node's"),
+    "nodes_all_drained": ({"upstream": {"nodes": [node("a", drain=True)]}}, "upstream.nodes: every node is drained"),
+    "node_without_grpc": (
+        {"upstream": {"nodes": [node("a"), node("b", grpc=None)]}},
+        "upstream.nodes[1]: grpc is missing: service.grpc_port serves gRPC; write the gRPC API of this node",
+    ),
+    "node_path": ({"upstream": {"nodes": [node("a", rest="http://h:1/x")]}}, "upstream.nodes[0].rest: only http://"),
     "grpc_upstream_unsaid": (
         {"upstream": {"rest": "http://127.0.0.1:6444"}},
         "upstream.grpc: service.grpc_port serves gRPC, and upstream.rest is not its default: write the gRPC API",

@@ -172,6 +172,20 @@ def test_settings(tmp_path: Path, section: str, values: dict[str, Any], expected
     assert (change.what, change.name, change.how, change.detail) == ("setting", expected[0], "changed", expected[1])
 
 
+def test_nodes(tmp_path: Path) -> None:
+    a, b = (
+        {"name": name, "rest": f"http://127.0.0.{last}:16333", "grpc": f"http://127.0.0.{last}:16334"}
+        for last, name in enumerate("ab", 1)
+    )
+    made = site(tmp_path, upstream={"nodes": [a]})
+    before = made.build()
+    made.configure(upstream={"nodes": [b, a | {"drain": True}]})
+    assert changes_between(before, made.build(before)) == (
+        Change("node", "b", "added", "rest http://127.0.0.2:16333, grpc http://127.0.0.2:16334"),
+        Change("node", "a", "changed", "drain false → true"),
+    )
+
+
 def test_however_many_there_are_a_verdict_is_bounded(tmp_path: Path) -> None:
     told = reloaded(site(tmp_path), roles={f"role-{number}": {"access": "r"} for number in range(1000)})
     assert len(told) == MAX_CHANGES + 1

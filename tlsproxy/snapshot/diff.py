@@ -27,15 +27,16 @@ from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
 MAX_CHANGES: Final = 200
 """Most changes that a result lists one by one."""
 
-_BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners", "revoked"})
-"""Sections whose entries are compared by name."""
+_BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners", "revoked", "upstream.nodes"})
+"""Lists and mappings whose entries are compared by name."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``what``: certificate, CA, CRL, role, rule, key, lock, issuer, listener, setting, address or file of `include`.
+    """``what``: certificate, CA, CRL, role, rule, key, lock, issuer, listener, node, setting, address or file of
+    `include`.
 
     ``name`` and ``detail`` may be empty.
     """
@@ -137,6 +138,8 @@ def _settings(old: Generation, new: Generation) -> Iterator[Change]:
     bound = {str(entry.endpoint) for entry in listening(new.started)}
     for change in _compared("listener", _listeners(old), _listeners(new), changed=_fields, added=description):
         yield _with_restart(change, bound=change.name.partition(" ")[0] in bound)
+    nodes = ({node.name: node for node in each.config.upstream.nodes} for each in (old, new))
+    yield from _compared("node", *nodes, changed=_fields, added=description)
     yield from _compared("setting", dict(_flat(old.config)), dict(_flat(new.config)), changed=difference)
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
@@ -186,7 +189,8 @@ def _flat(config: Config) -> Iterator[tuple[str, Any]]:
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, BaseModel):
         for field in type(value).model_fields:
-            yield from _leaves(f"{name}.{field}", getattr(value, field))
+            if f"{name}.{field}" not in _BY_NAME:
+                yield from _leaves(f"{name}.{field}", getattr(value, field))
     else:
         yield name, value
 

@@ -93,6 +93,7 @@ class Pool:
             if upstream.node is node:
                 del idle[index]
                 if not upstream.stream.closed:
+                    upstream.tried = ()
                     self._take(upstream, place)
                     return upstream
         self._dial(request, place, node)
