@@ -244,6 +244,40 @@ def test_in_tcp_mode(site: Site, served: Gateway) -> None:
     assert (record["remote"], record["via"], record["result"]) == (CLIENT, BALANCER, "ok")
 
 
+def test_haproxy_behind_the_tcp_mode_is_told_the_client(
+    site: Site, shared_upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """HAProxy answers with what it read."""
+    told = 'http-request return status 200 content-type text/plain lf-string "%[src] %[src_port] %[fc_pp_unique_id]"'
+    with haproxy(tmp_path, ("accept-proxy\n  mode http\n  " + told, "127.0.0.1:1")) as (port,), ExitStack() as stack:
+        listener = {"mode": "tcp", "upstream": f"127.0.0.1:{port}", "allow": ["admin"], "send_proxy_protocol": "v2"}
+        listeners = [
+            listener | {"port": 0, "host": "127.0.0.1"},
+            listener | {"port": 0, "host": "127.0.0.2", "proxy_protocol": FROM},
+        ]
+        gateway = stack.enter_context(Gateway(site.write_config(shared_upstream.url, listeners=listeners)))
+        direct, behind = gateway.ports["TCP"]
+        with served_at("127.0.0.1", direct, b"", site) as tls:
+            own = tls.getsockname()[1]
+            address, source, unique = said(tls)
+        record = gateway.audited(event="tcp_open")
+        assert (address, source, unique) == ("127.0.0.2", str(own), record["request_id"])
+        with served_at("127.0.0.2", behind, binary("2001:db8:7::1"), site) as tls:
+            assert said(tls)[:2] == ["2001:db8:7::1", "56324"]
+
+
+@contextmanager
+def served_at(host: str, port: int, header: bytes, site: Site) -> Iterator[ssl.SSLSocket]:
+    with socket.create_connection((host, port), DEADLINE, source_address=(BALANCER, 0)) as sock:
+        sock.sendall(header)
+        with site.client().wrap_socket(sock, server_hostname="localhost") as tls:
+            yield tls
+
+
+def said(tls: ssl.SSLSocket) -> list[str]:
+    return ask(tls, target="/").body.decode().split()
+
+
 def test_the_health_listener(served: Gateway) -> None:
     port = int(served.health.rpartition(":")[2])
     ask_health = b"GET /livez HTTP/1.0\r\n\r\n"

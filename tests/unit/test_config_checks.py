@@ -367,6 +367,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"listeners": [{"port": 443, "protocols": ["rest"], "proxy_protocol": {"from": ["::ffff:10.0.0.7"]}}]},
         "listeners[0].proxy_protocol.from[0]: addresses of IPv4 are compared as such: write 10.0.0.7/32",
     ),
+    "header_over_http": (
+        {"listeners": [{"port": 443, "protocols": ["rest"], "send_proxy_protocol": "v2"}]},
+        "listeners[0].send_proxy_protocol: for mode: tcp",
+    ),
     "balancers_in_a_switch": ({"health": {"proxy_protocol": True}}, "health.proxy_protocol: "),
     "balancers_under_another_key": (
         {"service": {"proxy_protocol": {"form": ["10.0.0.7"]}}},

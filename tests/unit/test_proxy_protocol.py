@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.proxy_headers import LOCAL, PROXY, SIGNATURE, TCP4, TCP6, UNIX, UNSPEC, binary, framed, line, value
 
-from tlsproxy.wire.proxy_protocol import LONGEST, Header, HeaderRefused, read
+from tlsproxy.wire.proxy_protocol import LONGEST, Announcement, Header, HeaderRefused, read
 
 MISSING, MALFORMED = "proxy_protocol_missing", "proxy_protocol_malformed"
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
@@ -193,3 +193,16 @@ def test_the_longest_binary_header() -> None:
 )  # fmt: skip
 def test_other_beginnings(data: bytes) -> None:
     assert outcome(data) == MISSING
+
+
+@given(ADDRESSES, ADDRESSES, st.integers(0, 65535), st.text(max_size=1100), st.booleans())
+def test_what_is_written_is_read(client: str, server: str, port: int, name: str, verified: bool) -> None:  # noqa: FBT001
+    name = name.encode("utf-8", "replace").decode()
+    written = Announcement((client, port), (server, 443), "TLSv1.3", name, verified, "0123abcd").header()
+    assert read(written + HELLO) == Header(len(written), client, port)
+    both_ipv4 = ":" not in client + server
+    assert written[12:14] == bytes((PROXY, TCP4 if both_ipv4 else TCP6))
+    values = written[16 + (12 if both_ipv4 else 36) :]
+    assert values.startswith(value(5, b"0123abcd") + b"\x20")
+    inner = value(0x21, b"TLSv1.3") + (value(0x22, name.encode()) if 0 < len(name.encode()) <= 1024 else b"")
+    assert values.endswith((b"\7\0\0\0\0" if verified else b"\1\0\0\0\1") + inner)

@@ -52,7 +52,7 @@ AT_ONCE: Final = {
         "max_request_size_mb",
         "proxy_protocol",
     },
-    "listeners": {"upstream", "allow", "proxy_protocol"},
+    "listeners": {"upstream", "allow", "proxy_protocol", "send_proxy_protocol"},
     "audit": {"log_api", "probes"},
     "health": {"metrics", "probe_networks", "proxy_protocol"},
     "": {"log_level"},

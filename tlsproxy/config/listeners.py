@@ -124,6 +124,10 @@ def tcp_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def proxy_protocol(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for index, listener in enumerate(config.listeners):
+        if listener.mode == "http" and listener.send_proxy_protocol is not None:
+            text = "for mode: tcp; over HTTP the upstream is told the client's address in X-Forwarded-For"
+            yield Finding(("listeners", index, "send_proxy_protocol"), text)
     settings: list[tuple[Path, ProxyProtocol | None]] = [
         (("service",), config.service.proxy_protocol),
         (("health",), config.health.proxy_protocol),

@@ -94,6 +94,9 @@ class ListenerConfig(Section):
     """For mode tcp: the address that bytes are relayed to, `host:port`. See `upstream.on_change`."""
     allow: tuple[Label, ...] = ()
     """For mode tcp: the roles whose holders may connect, and stay connected."""
+    send_proxy_protocol: Literal["v2"] | None = None
+    """For mode tcp. v2: each connection to `upstream` begins with a header of the PROXY protocol: the client's address,
+    its TLS version, the common name of its verified certificate, and an id that the audit log has too. null: none."""
     proxy_protocol: ProxyProtocol | None = None
     """Balancers before this listener that send the PROXY protocol, as in `service`, whose setting does not count
     here."""
@@ -268,8 +271,8 @@ class Config(Section):
     relative to the file that has them. A file that comes, changes or goes is applied like a change of the main file."""
     service: Service = Service()
     listeners: tuple[ListenerConfig, ...] = ()
-    """Addresses to listen on beside those of `service`. All but `upstream`, `allow` and `proxy_protocol` needs a
-    restart: until then a removed one serves on as it was."""
+    """Addresses to listen on beside those of `service`. `host`, `port`, `mode` and `protocols` need a restart:
+    until then a removed one serves on as it was."""
     tls: Tls
     upstream: UpstreamConfig = UpstreamConfig()
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it

@@ -54,10 +54,13 @@ TRIED: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """Upstream of a listener of mode tcp, and the roles that may connect."""
+    """Upstream of a listener of mode tcp, and the roles that may connect. ``announced``: the upstream gets a header of
+    the PROXY protocol.
+    """
 
     upstream: Upstream
     allow: frozenset[str]
+    announced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +336,9 @@ def _tunnels(states: States, config: Config, started: Config, former: Mapping[st
     """Tunnels by address. One that the configuration has lost is bound until the restart, and stays as it was."""
     host = started.service.host
     tunnels = {
-        where: Tunnel(Upstream.of(states.names[tunnel_name(where)]), frozenset(one.allow))
+        where: Tunnel(
+            Upstream.of(states.names[tunnel_name(where)]), frozenset(one.allow), one.send_proxy_protocol is not None
+        )
         for where, one in tunnels_of(config, host).items()
     }
     still_bound = tunnels_of(started, host).keys() & former.keys() - tunnels.keys()

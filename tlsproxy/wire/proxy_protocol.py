@@ -1,4 +1,6 @@
-"""PROXY protocol, versions 1 and 2: the header in which a balancer tells a connection's client, before its first byte.
+"""PROXY protocol: the header in which a balancer tells a connection's client, before its first byte.
+
+Versions 1 and 2 are read, version 2 is written.
 
 Stricter than the specification (haproxy.org/download/2.6/doc/proxy-protocol.txt) demands: version 1 in its exact form,
 addresses without zones, no datagrams, and at most :data:`LONGEST` bytes. Type-length-values are walked and ignored.
@@ -31,6 +33,16 @@ _FAMILIES: Final = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}
 """Bytes of the address block by family: none, TCP over IPv4 and IPv6, a unix stream (section 2.2)."""
 _TLV: Final = struct.Struct(">BH")
 
+_UNIQUE_ID, _SSL, _SSL_VERSION, _SSL_COMMON_NAME = 0x05, 0x20, 0x21, 0x22
+_OVER_TLS, _WITH_CERTIFICATE = 0x01, 0x02 | 0x04
+"""Bits of a client that came over TLS, and that sent a certificate on this connection and in this session."""
+_IPV6: Final = 16
+"""Bytes of an address."""
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+"""The beginning of an address of IPv4 in the form of IPv6 (RFC 4291 §2.5.5.2)."""
+_LONGEST_NAME: Final = 1024
+"""Bytes of a common name; a longer one is left out, since a part of it may be another's."""
+
 
 class HeaderRefused(TlsproxyError):
     """``reason`` is a slug: bytes that begin no header, or a malformed one."""
@@ -48,6 +60,7 @@ class Header:
 
     size: int
     address: str = ""
+    port: int = 0
     local: bool = False
 
 
@@ -87,7 +100,7 @@ def _version_1(data: bytes) -> Header | None:
     for port in rest[2:]:
         if _PORT.fullmatch(port) is None or int(port) > _HIGHEST_PORT:
             raise _malformed("a port is a decimal number without leading zeros")
-    return Header(size, source)
+    return Header(size, source, int(rest[2]))
 
 
 def _address(text: str, protocol: str) -> str:
@@ -126,9 +139,9 @@ def _version_2(data: bytes) -> Header | None:
     start = data[_START.size :]
     match family:
         case 0x11:
-            return Header(size, str(ipaddress.IPv4Address(start[:4])))
+            return Header(size, str(ipaddress.IPv4Address(start[:4])), int.from_bytes(start[8:10]))
         case 0x21:
-            return Header(size, _told(ipaddress.IPv6Address(start[:16])))
+            return Header(size, _told(ipaddress.IPv6Address(start[:16])), int.from_bytes(start[32:34]))
     return Header(size)
 
 
@@ -141,3 +154,46 @@ def _check_values(values: bytes) -> None:
         place += _TLV.size + length
     if place > len(values):
         raise _malformed("a type-length-value is longer than the header")
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A client over TLS, as it is told to an upstream. ``client`` and ``server``: address and port of each end.
+
+    ``common_name`` is that of a verified certificate. ``verified``: there is one.
+    """
+
+    client: tuple[str, int]
+    server: tuple[str, int]
+    tls_version: str
+    common_name: str
+    verified: bool
+    unique_id: str
+
+    def header(self) -> bytes:
+        """A header of version 2. Where only one end has an address of IPv4, that is written in the form of IPv6."""
+        ends = [_packed(address) for address, _ in (self.client, self.server)]
+        family = 0x11
+        if max(map(len, ends)) > min(map(len, ends)) or len(ends[0]) == _IPV6:
+            family, ends = 0x21, [one if len(one) == _IPV6 else _MAPPED + one for one in ends]
+        ports = struct.pack(">HH", self.client[1], self.server[1])
+        values = _value(_UNIQUE_ID, self.unique_id.encode()) + _value(_SSL, self._tls())
+        rest = b"".join((*ends, ports, values))
+        return _START.pack(VERSION_2, _PROXY, family, len(rest)) + rest
+
+    def _tls(self) -> bytes:
+        client = _OVER_TLS | (_WITH_CERTIFICATE if self.verified else 0)
+        name = self.common_name.encode()
+        values = _value(_SSL_VERSION, self.tls_version.encode())
+        if name and len(name) <= _LONGEST_NAME:
+            values += _value(_SSL_COMMON_NAME, name)
+        return struct.pack(">BI", client, not self.verified) + values
+
+
+def _packed(address: str) -> bytes:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return (found if isinstance(found, ipaddress.IPv4Address) else found.ipv4_mapped or found).packed
+
+
+def _value(kind: int, data: bytes) -> bytes:
+    return _TLV.pack(kind, len(data)) + data

@@ -30,7 +30,8 @@ def _ids() -> Iterator[str]:
             yield digits[start : start + ID_LENGTH]
 
 
-_next_id: Final = _ids().__next__
+next_id: Final = _ids().__next__
+"""The id of a request, or of a relayed connection that is told it."""
 
 
 class Planned(Protocol):
@@ -76,7 +77,7 @@ class Record(Generic[P]):
 
     def __init__(self, plan: P, when: float, tracing: Tracing = NO_TRACING) -> None:
         self.plan = plan
-        self.id = _next_id()
+        self.id = next_id()
         self.tracing = tracing
         self.status = 0
         self.grpc_status: int | None = None

@@ -42,11 +42,12 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open) + len(self._announced)
 
-    def admit(self, sock: socket.socket, address: str, where: Listening) -> None:
-        """Takes an accepted socket, or closes it. ``address`` is the peer's, without its port."""
+    def admit(self, sock: socket.socket, peer: tuple[str, int], where: Listening) -> None:
+        """Takes an accepted socket, or closes it. ``peer``: its address and port."""
+        address, port = peer
         balancers = self._gateway.proxies[where.name]
         if balancers is None:
-            self._admit(sock, Origin(time.monotonic(), address), where, ())
+            self._admit(sock, Origin(time.monotonic(), address, port), where, ())
         elif not listed(address, balancers):
             self._turn_away(sock, network_of(address), "proxy_protocol_untrusted")
         else:

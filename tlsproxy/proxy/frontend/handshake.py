@@ -25,6 +25,7 @@ from tlsproxy.config.networks import listed
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.record import next_id
 from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.grpc.connection import GrpcConnection
 from tlsproxy.proxy.limits.addresses import AMBIGUOUS, FAILURES, network_of
@@ -36,7 +37,7 @@ from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.tls.peer import Peer, client_of, peer_of, presented_by
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.misdirected import GRPC_ALONE
-from tlsproxy.wire.proxy_protocol import Header
+from tlsproxy.wire.proxy_protocol import Announcement, Header
 
 # HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client without ALPN speaks HTTP/1.1.
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
@@ -50,19 +51,20 @@ _OF_PROBES: Final = frozenset({"no_certificate", "client_closed"})
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A connection's acceptance at ``opened`` (monotonic clock): the client's ``address``, without its port, and the
-    balancer that told it, ``via``. ``local``: it is the balancer's own.
+    """A connection's acceptance at ``opened`` (monotonic clock): ``address`` and ``port`` of the client, and the
+    balancer that told them, ``via``. ``local``: it is the balancer's own.
     """
 
     opened: float
     address: str
+    port: int = 0
     via: str = ""
     local: bool = False
 
     @classmethod
     def behind(cls, balancer: str, header: Header, opened: float) -> Self:
         if header.address:
-            return cls(opened, header.address, balancer)
+            return cls(opened, header.address, header.port, balancer)
         return cls(opened, balancer, local=header.local)
 
 
@@ -150,13 +152,25 @@ class AcceptedConnection:
         self.entry = entry = self._manager.enter(protocol, self.address, standing, route, self._origin.via)
         session: RestConnection | GrpcConnection | TcpConnection
         if protocol == "tcp":
-            session = TcpConnection(gateway, stream, entry, self._ended)
+            announcement = self._announcement(standing, tls) if gateway.generation.tunnels[route].announced else None
+            session = TcpConnection(gateway, stream, entry, announcement, self._ended)
         else:
             session = (GrpcConnection if protocol == "grpc" else RestConnection)(
                 gateway, self._upstreams, stream, entry, self._ended
             )
         entry.session = self._session = session
         stream.handler = session
+
+    def _announcement(self, standing: Standing, tls: ssl.SSLObject) -> Announcement:
+        identity = standing.identity
+        return Announcement(
+            client=(self.address, self._origin.port),
+            server=self.stream.own_address,
+            tls_version=tls.version() or "",
+            common_name="" if identity is None else identity.common_name,
+            verified=identity is not None,
+            unique_id=next_id(),
+        )
 
     def handshake_failed(self, reason: str, detail: str, tls: ssl.SSLObject | None) -> None:
         """``detail`` is a sentence or OpenSSL's text, or empty. ``tls`` is None if no handshake came to an end."""

@@ -157,7 +157,7 @@ class Listeners:
             self._gateway.probe = None
             ProbeConnection(self._gateway, sock, where)
         else:
-            self.connections.admit(sock, address[0].removeprefix("::ffff:"), where)
+            self.connections.admit(sock, (address[0].removeprefix("::ffff:"), address[1]), where)
 
     @property
     def trouble(self) -> str:

@@ -25,6 +25,7 @@ from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import Address, DialledStream
 from tlsproxy.proxy.transport.tls import TlsStream
+from tlsproxy.wire.proxy_protocol import Announcement
 
 LINGER: Final = 1.0
 UNREACHABLE: Final = "upstream_unreachable"
@@ -35,11 +36,22 @@ class TcpConnection:
 
     patient = False
 
-    def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
-        """``_former_since``: moment since which the upstream's address is a former one (monotonic clock), or None."""
+    def __init__(
+        self,
+        gateway: Gateway,
+        stream: TlsStream,
+        entry: Entry,
+        announcement: Announcement | None,
+        when_ended: Callable[[], None],
+    ) -> None:
+        """``announcement``: the header that the upstream gets first.
+
+        ``_former_since``: moment since which the upstream's address is a former one (monotonic clock), or None.
+        """
         self.stream = stream
         self._gateway = gateway
         self._entry = entry
+        self._announcement = announcement
         self._when_ended = when_ended
         self._upstream: DialledStream | None = None
         self._addresses: Sequence[Address] = ()
@@ -137,6 +149,8 @@ class TcpConnection:
             "rule": principal.rule,
             **entry.certificate(),
         }
+        if self._announcement is not None:
+            detail["request_id"] = self._announcement.unique_id
         if event == "tcp_close":
             duration = round((time.monotonic() - self._opened) * 1000, 3)
             detail |= {"bytes_in": entry.bytes_in, "bytes_out": entry.bytes_out, "duration_ms": duration}
@@ -163,6 +177,8 @@ class TcpConnection:
         self._open = True
         self._audit("tcp_open", "ok")
         if self._upstream is not None:
+            if self._announcement is not None:
+                self._upstream.write(self._announcement.header())
             if self._early:
                 early, self._early = self._early, b""
                 self._upstream.write(early)

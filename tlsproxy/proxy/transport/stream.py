@@ -120,6 +120,12 @@ class Stream:
         deadlines.add(self)
 
     @property
+    def own_address(self) -> tuple[str, int]:
+        """Address and port of our end. The socket is open and of IP."""
+        address: tuple[str, int] = self._sock.getsockname()[:2]
+        return address
+
+    @property
     def unsent(self) -> bool:
         """Whether written data is still queued here."""
         return self._queued > 0

@@ -63,7 +63,7 @@ def encode(generation: Generation) -> EncodedGeneration:
         "documents": [len(states.documents.get(source, b"")) for source in key_sources(generation.config)],
         "names": [[name, entry.url, entry.addresses] for name, entry in states.names.items()],
         "tunnels": [
-            [where, one.upstream.url, one.upstream.addresses, sorted(one.allow)]
+            [where, one.upstream.url, one.upstream.addresses, sorted(one.allow), one.announced]
             for where, one in generation.tunnels.items()
         ],
     }
@@ -121,8 +121,8 @@ def decode(
         started=started,
         former=former,
         tunnels={
-            where: Tunnel(Upstream.of(Resolved(url, _addresses(addresses))), frozenset(allow))
-            for where, url, addresses, allow in head["tunnels"]
+            where: Tunnel(Upstream.of(Resolved(url, _addresses(addresses))), frozenset(allow), announced)
+            for where, url, addresses, allow, announced in head["tunnels"]
         },
         now=head["built_at"],
     )
