@@ -157,6 +157,14 @@ def test_the_least_bad_of_bad_ones_is_that_which_comes_back_first() -> None:
     assert chosen(made, NOW + 0.6, tried=(third,)) == "b"
 
 
+def test_equally_bad_ones_go_round() -> None:
+    made = balancer(node("a"), node("b"))
+    for state in made.nodes * 2:
+        made.checked(state, "rest", NOW, good=False)
+    assert {one.condition(NOW) for one in made.nodes} == {"down"}
+    assert {chosen(made) for _ in range(2)} == {"a", "b"}
+
+
 def test_a_node_that_comes_back_starts_slowly() -> None:
     made = balancer(node("a"), node("b"))
     fail(made, made.nodes[0])

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
-from tlsproxy.wire.http1 import CHUNKED, has_bare_lf, is_identity, parse_request, restate_request
+from tlsproxy.wire.http1 import CHUNKED, has_bare_lf, is_identity, parse_request, restate_request, with_host
 from tlsproxy.wire.target import parse_target
 
 HOST = b"host: localhost:6333\r\n"
@@ -261,6 +261,16 @@ def test_the_head_that_goes_upstream() -> None:
         b"api-key: ours\r\n"
         b"x-forwarded-host: localhost:6333\r\n"
     )
+
+
+@given(heads)
+def test_a_head_for_another_node_is_that_of_its_host(data: bytes) -> None:
+    try:
+        parsed = parse_request(data)
+    except BadRequest:
+        return
+    one, other = (restate_request(parsed, "/t", upstream_host=host, upstream_key=b"k") for host in (b"a:1", b"[::1]:2"))
+    assert with_host(one, b"[::1]:2") == other
 
 
 def test_a_chunked_body_is_announced_anew() -> None:

@@ -121,3 +121,21 @@ def test_any_bytes_are_a_head_or_refused(data: bytes) -> None:
         return
     again = parse_response(head.restated(close=False), to_head=False)
     assert (again.status, again.length) == (head.status, head.length)
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "expected"),
+    [
+        (502, b"text/html", True),
+        (503, b"text/plain", True),
+        (504, b"", True),
+        (503, b"Application/JSON; charset=utf-8", False),
+        (500, b"text/html", False),
+        (429, b"", False),
+        (200, b"text/html", False),
+    ],
+)
+def test_an_answer_of_a_proxy_between(status: int, content_type: bytes, *, expected: bool) -> None:
+    field = b"Content-Type: %b\r\n" % content_type if content_type else b"x-content-type: application/json\r\n"
+    head = b"HTTP/1.1 %d X\r\n%bcontent-length: 0\r\n\r\n" % (status, field)
+    assert parse_response(head, to_head=False).of_a_proxy is expected

@@ -24,8 +24,6 @@ LARGEST: Final = 1 << 16
 _REDIRECTS: Final = 300
 """From this status on `GET /` is no answer of Qdrant's, but of a proxy before it or of another server."""
 
-_GOOD: Final = range(200, 300)
-
 _HEALTH: Final = b"/grpc.health.v1.Health/Check"
 _PROTECTED: Final = b"/qdrant.Collections/List"
 _NOT_SERVING: Final = b"\x08\x02"
@@ -76,9 +74,9 @@ class RestConversation:
         return replace(GOOD, version=version_in(body))
 
     async def is_ready(self) -> bool:
-        """As :meth:`ask`: whether requests may be sent."""
+        """As :meth:`ask`: whether requests may be sent. One that knows no `/readyz` says so by answering."""
         status, _ = await self._get(b"/readyz")
-        return status in _GOOD
+        return status < _REDIRECTS or status == HTTPStatus.NOT_FOUND
 
     async def ask_for_key(self) -> Found:
         """As :meth:`ask`: whether our key is taken, where one is asked for."""

@@ -136,9 +136,13 @@ class Balancer:
         turn = self._turn
         there = [one for one in self.nodes[turn:] + self.nodes[:turn] if not one.node.drained and one not in tried]
         serving = [one for one in there if one.condition(now) == "up"]
-        if not serving:
-            return min(there, key=lambda one: one.badness, default=None)
-        free = [one for one in serving if not one.full] or serving
+        if not there:
+            return None
+        if serving:
+            free = [one for one in serving if not one.full] or serving
+        else:
+            least = min(one.badness for one in there)
+            free = [one for one in there if one.badness == least]
         if self.affinity:
             return next(one for one in self._ranking(account) if one in free)
         taking_part = [one for one in free if one.takes_part(now)]
