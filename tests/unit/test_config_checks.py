@@ -454,6 +454,34 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"admin": {"listen": "127.0.0.1:8443"}, "listeners": [{"port": 8443, "protocols": ["rest"]}]},
         "admin.listen: listeners[0] is the same port",
     ),
+    "store_of_another_kind": ({"shared": {"url": "http://127.0.0.1:6379"}}, "shared.url: redis://host:port, rediss://"),
+    "store_without_a_host": ({"shared": {"url": "redis:///1"}}, "shared.url: redis://host:port, rediss://"),
+    "store_with_a_bad_port": ({"shared": {"url": "redis://h:x"}}, "shared.url: not a URL: redis://host:port"),
+    "store_with_a_password": ({"shared": {"url": "redis://u:S3CRET@127.0.0.1"}}, "shared.url: a user or password in"),
+    "store_with_a_query": (
+        {"shared": {"url": "redis://127.0.0.1/0?db=1"}},
+        "shared.url: only the number of a database",
+    ),
+    "store_with_a_name_of_a_database": (
+        {"shared": {"url": "redis://127.0.0.1/one"}},
+        "shared.url: only the number of a",
+    ),
+    "store_of_anybody": ({"shared": {"url": "rediss://store:6379"}}, "shared.url: shared.ca_cert is needed"),
+    "store_in_clear_with_a_ca": (
+        {"shared": {"url": "redis://127.0.0.1", "ca_cert": "ca.pem"}},
+        "shared.ca_cert: the store is spoken to in clear",
+    ),
+    "store_certificate_without_key": (
+        {"shared": {"url": "rediss://store", "ca_cert": "ca.pem", "cert": "c.pem"}},
+        "shared.cert: shared.key is needed",
+    ),
+    "store_user_without_password": (
+        {"shared": {"url": "redis://127.0.0.1", "user": "tlsproxy"}},
+        "shared.user: shared.password_file is needed",
+    ),
+    "store_prefix": ({"shared": {"url": "redis://127.0.0.1", "prefix": "a b"}}, "shared.prefix: must be 1 to 64"),
+    "no_gateways": ({"shared": {"url": "redis://127.0.0.1", "gateways": 0}}, "shared.gateways: "),
+    "store_timeout": ({"shared": {"url": "redis://127.0.0.1", "timeout": 0}}, "shared.timeout: "),
     "forwarded": ({"audit": {"trust_forwarded_headers": True}}, "audit.trust_forwarded_headers: must be false"),
     "empty_path": ({"audit": {"dir": ""}}, "audit.dir: must not be empty"),
 }
@@ -499,6 +527,8 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "listeners[0].allow[0]: its `filter` and `queries` hold nothing here",
     ),
+    "remote_store_in_clear": ({"shared": {"url": "redis://10.0.0.9"}}, "shared.url: neither on loopback nor TLS"),
+    "nothing_is_shared": ({"shared": {"gateways": 3}}, "shared.gateways: shared.url is missing"),
     "glob_over_a_subject": ({"identities": [rule(subject="CN=*,O=Acme")]}, "identities[0].match.subject: a '*' here"),
 }
 

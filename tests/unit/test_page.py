@@ -150,6 +150,15 @@ def test_workers_are_listed_where_there_are_any() -> None:
     assert "Workers" not in checked(status()).text
 
 
+@pytest.mark.parametrize("reached", [True, False])
+def test_shared_limits_are_told_where_there_are_any(*, reached: bool) -> None:
+    told = {"store": "rediss://store:6379", "gateways": 3, "reached": reached, "since": NOW - 60}
+    text = page(status(shared=told), NOW)
+    assert "limits shared by 3 gateways over rediss://store:6379" in text
+    assert ("which is away since" in text) is not reached
+    assert "limits shared" not in page(status(), NOW)
+
+
 def test_it_is_made_anew_by_itself_until_it_is_paused() -> None:
     refresh = {"http-equiv": "refresh", "content": "10"}
     assert refresh in checked(status()).all("meta")

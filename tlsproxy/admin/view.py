@@ -211,6 +211,15 @@ def _locked(entry: Mapping[str, Any], now: float) -> Locked:
     return Locked(shown(entry["lock"]), left, f"{source}{by}{at}{reason}")
 
 
+def sharing(status: Mapping[str, Any]) -> str:
+    """Sentence on the store of shared limits, empty where none are shared."""
+    section = status.get("shared")
+    if section is None:
+        return ""
+    store = f"limits shared by {section['gateways']} gateways over {shown(section['store'])}"
+    return store if section["reached"] else f"{store}, which is away since {utc_time(section['since'])}"
+
+
 def presented(entry: Mapping[str, Any]) -> Iterator[str]:
     """The names of a refused or connected client."""
     if entry["identity"]:

@@ -191,6 +191,8 @@ def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:
         f"{connections['open']} connections, to Qdrant {upstream['busy']} busy and {upstream['idle']} idle, "
         f"audit lines {audit['written']} written and {audit['queued']} waiting{dropped}"
     )
+    if sharing := view.sharing(status):
+        yield Text(sharing, "" if status["shared"]["reached"] else "yellow")
     for worker in status.get("workers", ()):
         silent = f", silent for {worker['silent']:.0f} s" if worker["silent"] else ""
         yield Text(
