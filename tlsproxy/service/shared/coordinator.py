@@ -234,6 +234,7 @@ class Coordinator:
             self._exchange.forget(time.time())
         keys = [self._keys[name] for name in ("gateways", "failures", "failed", "locks", "locked", "ends")]
         values: list[bytes | str | float] = [self._name, presence, self._heard, self._read, MOST, FORGOTTEN]
+        values.append(0 if begin else len(self._gateways))
         gateways, accounts, heard, locks, read, stored = await self._run(self._meet, keys, values)
         names = [name.decode() for name in gateways]
         if self._name in names:

@@ -2,8 +2,8 @@
 -- KEYS: gateways by the end of their presence; hash of failing accounts and their order by time; hash of locks, their
 -- order by time, and their order by end.
 -- ARGV: this gateway; seconds for which it is present; moments since which accounts and locks are asked for; most of
--- each; seconds after which a failing account is forgotten.
--- Returns the gateways; names, debts and delays of accounts, and the moment of the last; ids and texts of locks, and
+-- each; seconds after which a failing account is forgotten; number of gateways as last heard.
+-- Returns the gateways, none where their number is that; names, debts and delays of accounts, and the moment of the last; ids and texts of locks, and
 -- the moment of the last; the number of locks.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -11,7 +11,10 @@ local most = tonumber(ARGV[5])
 
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000000), ARGV[1])
-local gateways = redis.call('ZRANGE', KEYS[1], 0, -1)
+local gateways = {}
+if redis.call('ZCARD', KEYS[1]) ~= tonumber(ARGV[7]) then
+  gateways = redis.call('ZRANGE', KEYS[1], 0, -1)
+end
 
 local old = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now - ARGV[6] * 1000000), 'LIMIT', 0, most)
 for _, name in ipairs(old) do
