@@ -367,6 +367,18 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"listeners": [{"port": 443, "protocols": ["rest"], "proxy_protocol": {"from": ["::ffff:10.0.0.7"]}}]},
         "listeners[0].proxy_protocol.from[0]: addresses of IPv4 are compared as such: write 10.0.0.7/32",
     ),
+    "relative_unix_upstream": (
+        {"upstream": {"rest": "unix:qdrant.sock"}},
+        "upstream.rest: an absolute path or an abstract name is expected: unix:/run/qdrant/rest.sock",
+    ),
+    "long_unix_upstream": (
+        {"upstream": {"grpc": "unix:/" + "x" * 107}},
+        "upstream.grpc: the path or name of a unix socket has at most 107 bytes",
+    ),
+    "unnamed_unix_upstream_of_tcp": (
+        {"listeners": [{"port": 443, "mode": "tcp", "upstream": "unix:@", "allow": ["admin"]}]},
+        "listeners[0].upstream: an absolute path or an abstract name is expected",
+    ),
     "header_over_http": (
         {"listeners": [{"port": 443, "protocols": ["rest"], "send_proxy_protocol": "v2"}]},
         "listeners[0].send_proxy_protocol: for mode: tcp",

@@ -35,6 +35,7 @@ class Kernel:
     def __init__(self) -> None:
         self.sock, self.other = socket.socketpair()
         self.fileno = self.sock.fileno
+        self.family = socket.AF_INET
         self.waiting = self.acknowledged = 0
 
     def send(self, data: bytes | memoryview) -> int:

@@ -271,7 +271,7 @@ async def _connected(address: tuple[int, Any]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, where)
+        await asyncio.get_running_loop().sock_connect(sock, where[0] if family == socket.AF_UNIX else where)
     except BaseException:
         sock.close()
         raise

@@ -12,6 +12,9 @@ _HOST: Final = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
 _LABEL: Final = r"[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?"
 _NAME: Final = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
 """A host name (RFC 1123 section 2.1), with underscores."""
+UNIX: Final = "unix:"
+LONGEST_UNIX_PATH: Final = 107
+"""Bytes of a unix socket's path on Linux, without the final NUL (unix(7))."""
 WEB_PORTS: Final = {"https": 443, "http": 80}
 
 
@@ -36,6 +39,37 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixSocket:
+    """Path of a unix socket, or `@` and its name in the abstract namespace."""
+
+    name: str
+
+    @property
+    def loopback(self) -> bool:
+        return True
+
+    @property
+    def sockaddr(self) -> str:
+        """As `connect` takes it: an abstract name begins with NUL (unix(7))."""
+        return f"\0{self.name[1:]}" if self.name.startswith("@") else self.name
+
+    def __str__(self) -> str:
+        return f"{UNIX}{self.name}"
+
+
+def unix_socket(url: str) -> UnixSocket:
+    """Parse `unix:/path` or `unix:@name`. Raises ValueError."""
+    name = url.removeprefix(UNIX)
+    if not name.startswith(("/", "@")) or name in {"/", "@"}:
+        raise ValueError("an absolute path or an abstract name is expected: unix:/run/qdrant/rest.sock, unix:@qdrant")
+    if not name.isprintable():
+        raise ValueError("the path or name of a unix socket must be printable")
+    if len(name.removeprefix("@").encode()) > LONGEST_UNIX_PATH:
+        raise ValueError(f"the path or name of a unix socket has at most {LONGEST_UNIX_PATH} bytes")
+    return UnixSocket(name)
 
 
 def is_address(host: str) -> bool:
@@ -66,12 +100,16 @@ def _is_host(host: str) -> bool:
 class UpstreamUrl:
     """A parsed URL of an upstream. ``authority``: the host and port as they were written."""
 
-    endpoint: Endpoint
+    endpoint: Endpoint | UnixSocket
     authority: str
 
 
 def upstream_url(url: str) -> UpstreamUrl:
-    """Parse `http://host:port`. Raises ValueError, whose text never has the URL: it may hold a password."""
+    """Parse `http://host:port`, `unix:/path` or `unix:@name`. Raises ValueError, whose text never has the URL: it may
+    hold a password.
+    """
+    if url.startswith(UNIX):
+        return UpstreamUrl(unix_socket(url), "localhost")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -92,8 +130,10 @@ def upstream_url(url: str) -> UpstreamUrl:
     return UpstreamUrl(Endpoint(host, port), parts.netloc)
 
 
-def tcp_endpoint(address: str) -> Endpoint:
-    """`host:port`. Raises ValueError."""
+def tcp_endpoint(address: str) -> Endpoint | UnixSocket:
+    """`host:port`, `unix:/path` or `unix:@name`. Raises ValueError."""
+    if address.startswith(UNIX):
+        return unix_socket(address)
     try:
         parts = urlsplit(f"//{address}")
         host, port = parts.hostname, parts.port

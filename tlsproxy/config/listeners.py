@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.config.endpoints import Endpoint, admin_endpoint, check_host, tcp_endpoint, upstream_url
+from tlsproxy.config.endpoints import Endpoint, UnixSocket, admin_endpoint, check_host, tcp_endpoint, upstream_url
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
 from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols
@@ -166,12 +166,12 @@ def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
 def loop(config: Config, _tree: Tree) -> Iterator[Finding]:
     for path, url in urls_of(config.upstream):
         upstream = _readable(url)
-        if upstream is not None and any(_reaches(upstream, entry.endpoint) for entry in listening(config)):
+        if isinstance(upstream, Endpoint) and any(_reaches(upstream, entry.endpoint) for entry in listening(config)):
             text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on another port"
             yield Finding(path, text)
 
 
-def _readable(url: str) -> Endpoint | None:
+def _readable(url: str) -> Endpoint | UnixSocket | None:
     """The endpoint; None for one that the check of `upstream` reports."""
     try:
         return upstream_url(url).endpoint

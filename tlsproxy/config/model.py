@@ -91,7 +91,8 @@ class ListenerConfig(Section):
     """For mode http: rest, grpc, or both. With both, ALPN decides: a client that offers http/1.1, or has no
     ALPN, gets REST; one that offers h2 alone gets gRPC."""
     upstream: str | None = None
-    """For mode tcp: the address that bytes are relayed to, `host:port`. See `upstream.on_change`."""
+    """For mode tcp: the address that bytes are relayed to: `host:port`, `unix:/path` or `unix:@name`. See
+    `upstream.on_change`."""
     allow: tuple[Label, ...] = ()
     """For mode tcp: the roles whose holders may connect, and stay connected."""
     send_proxy_protocol: Literal["v2"] | None = None

@@ -22,9 +22,9 @@ class NodeConfig(Section):
     name: Label
     """Name of the node in metrics, status and commands."""
     rest: str
-    """The node's REST API: `http://host:port`."""
+    """The node's REST API: `http://host:port`, `unix:/path` or `unix:@name`."""
     grpc: str | None = None
-    """The node's gRPC API: `http://host:port`. Required where gRPC is served."""
+    """The node's gRPC API, in the same forms. Required where gRPC is served."""
     drain: bool = False
     """true: the node gets no new requests and calls; those under way end there."""
     max_connections: Count | None = None
@@ -35,9 +35,10 @@ class UpstreamConfig(Section):
     """The plaintext Qdrant behind the gateway. Keep it on loopback."""
 
     rest: str = "http://127.0.0.1:16333"
-    """Qdrant's REST API: `http://host:port`."""
+    """Qdrant's REST API: `http://host:port`; or `unix:/path`, `unix:@name` (abstract): a unix socket of a proxy beside
+    it."""
     grpc: str = "http://127.0.0.1:16334"
-    """Qdrant's gRPC API: `http://host:port`. It must be the same Qdrant. Must be set if gRPC is served and `rest` is
+    """Qdrant's gRPC API, in the same forms. It must be the same Qdrant. Must be set if gRPC is served and `rest` is
     not the default."""
     nodes: Annotated[tuple[NodeConfig, ...], Field(max_length=64)] = ()
     """Nodes of one Qdrant cluster, in place of `rest` and `grpc`: each request goes to the one with the fewest under

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from tlsproxy.config.endpoints import is_address, upstream_url
+from tlsproxy.config.endpoints import UNIX, UnixSocket, is_address, upstream_url
 from tlsproxy.config.listeners import PROTOCOLS, listening, tunnels
 from tlsproxy.config.upstream import nodes_of
 
@@ -23,6 +23,7 @@ START_DEADLINE: Final = 5.0
 """Seconds at the start, where there are no former addresses."""
 
 Address: TypeAlias = tuple[int, tuple[Any, ...]]
+"""(family, sockaddr), as getaddrinfo gives them; of a unix socket the path, in a tuple too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,24 @@ def names_of(config: Config, started: Config) -> dict[str, str]:
         if protocol in served and (url := getattr(node, protocol)) is not None
     }
     return names | {
-        tunnel_name(where): f"http://{one.upstream}" for where, one in tunnels(config, started.service.host).items()
+        tunnel_name(where): _url_of(one.upstream or "") for where, one in tunnels(config, started.service.host).items()
     }
 
 
 def node_name(config: Config, name: str, protocol: HttpProtocol) -> str:
     """Key of a node's API: `upstream.rest`, of several nodes `upstream.nodes.NAME.rest`."""
     return f"upstream.nodes.{name}.{protocol}" if config.upstream.nodes else f"upstream.{protocol}"
+
+
+def _url_of(upstream: str) -> str:
+    """URL of the upstream of a listener of mode tcp."""
+    return upstream if upstream.startswith(UNIX) else f"http://{upstream}"
+
+
+def is_fixed(url: str) -> bool:
+    """Whether a URL has an address, so that there is nothing to resolve."""
+    endpoint = upstream_url(url).endpoint
+    return isinstance(endpoint, UnixSocket) or is_address(endpoint.host)
 
 
 def tunnel_name(where: str) -> str:
@@ -75,7 +87,7 @@ class NameResolver:
         self._pending = {url: lookup for url, lookup in lookups.items() if not lookup.done.is_set()}
         late = f"has not been resolved within {deadline:g} s"
         return {
-            name: lookups[url].answer or Resolved(url, error=f"{upstream_url(url).endpoint.host} {late}")
+            name: lookups[url].answer or Resolved(url, error=f"{upstream_url(url).endpoint} {late}")
             for name, url in urls.items()
         }
 
@@ -83,7 +95,7 @@ class NameResolver:
         if (lookup := self._pending.get(url)) is not None:
             return lookup
         lookup = _Lookup(url)
-        if is_address(upstream_url(url).endpoint.host):
+        if is_fixed(url):
             lookup.run()
         else:
             threading.Thread(target=lookup.run, name=f"resolve {url}", daemon=True).start()
@@ -98,6 +110,10 @@ class _Lookup:
 
     def run(self) -> None:
         endpoint = upstream_url(self._url).endpoint
+        if isinstance(endpoint, UnixSocket):
+            self.answer = Resolved(self._url, ((int(socket.AF_UNIX), (endpoint.sockaddr,)),))
+            self.done.set()
+            return
         flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
         try:
             found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)

@@ -14,9 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from tlsproxy.config.endpoints import is_address, upstream_url
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, Resolved, names_of
+from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, Resolved, is_fixed, names_of
 from tlsproxy.threads import in_thread
 
 UNRESOLVED: Final = 2.0
@@ -88,7 +87,7 @@ class NameWatch:
 def _watched(serving: Generation) -> dict[str, str]:
     """URLs by configuration key, but for those that name an address."""
     urls = names_of(serving.config, serving.started)
-    return {name: url for name, url in urls.items() if not is_address(upstream_url(url).endpoint.host)}
+    return {name: url for name, url in urls.items() if not is_fixed(url)}
 
 
 def _interval(serving: Generation) -> float:

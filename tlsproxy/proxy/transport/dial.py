@@ -24,7 +24,7 @@ _TCP_INFO: Final = struct.Struct("=44xI4xI")
 """Two fields of Linux' `struct tcp_info`: `tcpi_last_data_sent` and `tcpi_last_data_recv`, milliseconds ago."""
 
 Address = tuple[int, tuple[Any, ...]]
-"""(family, sockaddr), as getaddrinfo gives them."""
+"""(family, sockaddr), as getaddrinfo gives them; of a unix socket the path, in a tuple too."""
 
 
 _Class = TypeVar("_Class", bound=type)
@@ -97,11 +97,13 @@ class DialledStream(Stream):
     def _socket(family: int) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
     def _dial(self) -> None:
-        error = self._sock.connect_ex(self.address[1])
+        family, where = self.address
+        error = self._sock.connect_ex(where[0] if family == socket.AF_UNIX else where)
         if error not in {0, errno.EINPROGRESS}:  # known at once, and not reported by SO_ERROR
             self._loop.call_soon(self._try_next, OSError(error, os.strerror(error)))
             return
@@ -129,7 +131,11 @@ class DialledStream(Stream):
                 self._await_room()
 
     def silent_for(self) -> float | None:
-        """Seconds since the last received byte; None where bytes were sent after it."""
+        """Seconds since the last received byte; None where bytes were sent after it, and for a unix socket, which keeps
+        no times.
+        """
+        if self.address[0] == socket.AF_UNIX:
+            return None
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         sent, received = _TCP_INFO.unpack(info)
         return received / 1000 if received <= sent else None

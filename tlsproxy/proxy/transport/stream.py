@@ -7,10 +7,13 @@ records; so the data path stands on sockets, the same on uvloop and asyncio.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import socket
 import struct
+import sys
+import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -294,9 +297,8 @@ class Stream:
         Measured by the kernel's count of acknowledged bytes: a socket is writable only once a third of its send buffer
         is free, for which a slow reader needs minutes.
         """
-        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        on_its_way, acknowledged, unsent = _TCP_INFO.unpack(info)
-        if not (self._queued or on_its_way or unsent):
+        pending, acknowledged = self._taken_so_far()
+        if not pending:
             return False
         now, (window, rate) = time.monotonic(), self._lowest()
         taken = self._taken
@@ -308,6 +310,15 @@ class Stream:
                 return False
         self.deadline = taken.due
         return True
+
+    def _taken_so_far(self) -> tuple[bool, int]:
+        """Whether the peer has yet to take data, and a count of bytes that grows as it does."""
+        if self._sock.family == socket.AF_UNIX:
+            unread = int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+            return bool(self._queued or unread), -self._queued - unread
+        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        on_its_way, acknowledged, unsent = _TCP_INFO.unpack(info)
+        return bool(self._queued or on_its_way or unsent), acknowledged
 
     def _write_failed(self, error: OSError) -> None:
         """The peer reads no more. Data that it sent before may still be buffered, such as an early refusal."""
