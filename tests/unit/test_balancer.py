@@ -79,6 +79,7 @@ def test_there_is_always_a_node_and_a_bad_one_only_where_all_are(
         assert choice is not None
         assert not choice.node.drained
         up = [one for one in made.nodes if one.condition(now) == "up"]
+        assert up == [one for one in made.nodes if one.serves(now)]
         assert not up or choice in up
         assert not choice.full or all(one.full for one in up)
         assert 1 <= made.capacity(8, now) <= 8

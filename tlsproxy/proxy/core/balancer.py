@@ -78,6 +78,11 @@ class NodeState:
             return "down"
         return "ejected" if now < rest.until or now < grpc.until else "up"
 
+    def serves(self, now: float) -> bool:
+        """Whether its condition is "up"."""
+        rest, grpc = self.rest, self.grpc
+        return rest.up and grpc.up and rest.until <= now >= grpc.until and not self.node.drained
+
     @property
     def full(self) -> bool:
         most = self.node.max_connections
@@ -89,6 +94,8 @@ class NodeState:
 
     def takes_part(self, now: float) -> bool:
         """Whether it may be chosen this time."""
+        if now - self.since >= SLOW_START:
+            return True
         self._credit += self.share(now)
         if self._credit < 1.0:
             return False
@@ -134,13 +141,14 @@ class Balancer:
     def choose(self, account: Account, now: float, tried: Collection[NodeState] = ()) -> NodeState | None:
         """The node for a request or connection of this account; None if all that are not drained were ``tried``."""
         turn = self._turn
-        there = [one for one in self.nodes[turn:] + self.nodes[:turn] if not one.node.drained and one not in tried]
-        serving = [one for one in there if one.condition(now) == "up"]
-        if not there:
-            return None
+        nodes = self.nodes[turn:] + self.nodes[:turn]
+        serving = [one for one in nodes if one.serves(now) and one not in tried]
         if serving:
             free = [one for one in serving if not one.full] or serving
         else:
+            there = [one for one in nodes if not one.node.drained and one not in tried]
+            if not there:
+                return None
             least = min(one.badness for one in there)
             free = [one for one in there if one.badness == least]
         if self.affinity:
@@ -160,7 +168,7 @@ class Balancer:
 
     def capacity(self, most: int, now: float) -> int:
         """Connections that the nodes take together, up to ``most``."""
-        serving = [one for one in self.nodes if one.condition(now) == "up"] or self.nodes
+        serving = [one for one in self.nodes if one.serves(now)] or self.nodes
         limits = [one.node.max_connections for one in serving]
         return min(most, sum(most if limit is None else limit for limit in limits))
 
