@@ -21,7 +21,7 @@ from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.shape import sections
 
 REFERENCE = Path(__file__).parents[2] / "config" / "tlsproxy.yaml"
-EXAMPLES = {("tls", "cert"), ("tls", "key"), ("tls", "ca_cert")}
+EXAMPLES = {("tls", "cert"), ("tls", "key"), ("tls", "ca_cert"), ("bundle", "url"), ("bundle", "public_key")}
 """Keys without a default that one could use as it is."""
 
 

@@ -86,6 +86,7 @@ DATES = {
     "audit/log.py:__init__": "names of files, by their date",
     "service/clock_jumps.py:_jumped": "of a jump, in the status",
     "snapshot/jwks.py:_refresh": "of a fetch, in the status",
+    "snapshot/bundles.py": "of a fetch, in the status, and what the expiry of a bundle is judged by",
     "service/reloader.py": "of a verdict, and what dates are judged by",
     "service/server.py:_event": "of an audit line",
     "service/state.py:status": "slots of the monotonic clock, told as dates",

@@ -28,7 +28,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.snapshot import jwks
-from tlsproxy.snapshot.jwks import KeySets, fetch, fetch_faults, fetched
+from tlsproxy.snapshot.jwks import KeySets, fetch, fetch_changed, fetch_faults, fetched
 from tlsproxy.tls.pki import Authority
 
 JWK = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
@@ -71,6 +71,19 @@ def test_what_is_no_document(answer: web.Response, text: str) -> None:
         runner, url = await serving([answer])
         with pytest.raises(MaterialError, match=text):
             await fetch(url)
+        await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_a_document_that_the_server_still_has_is_not_sent_again() -> None:
+    async def run() -> None:
+        runner, url = await serving([web.Response(body=b"one", headers={"ETag": '"1"'}), web.Response(status=304)])
+        document, etag = await fetch_changed(url, None, 3, b"")
+        assert (document, etag) == (b"one", '"1"')
+        assert await fetch_changed(url, None, 3, document, etag) == (b"one", '"1"')
+        with pytest.raises(MaterialError, match="the answer was 304"):
+            await fetch_changed(url, None, 3, b"")
         await runner.cleanup()
 
     asyncio.run(run())

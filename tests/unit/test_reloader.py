@@ -31,6 +31,7 @@ from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.workers.process import WorkerLost
 from tlsproxy.snapshot import files, watch
+from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import KeySets
@@ -69,6 +70,7 @@ class Bench:
             environ=made.environ,
             watcher=watcher,
             key_sets=KeySets(),
+            bundles=Bundles(made.config, made.environ),
             observer=Notifier(),
             faults={},
             locks=LockPublisher(self, lock_watch, LockTrail(self.audit, metrics, lock_watch.path)),  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ _COMMANDS: Final = {
     "check": ("check", "check"),
     "explain": ("explain", "explain"),
     "config": ("check", "config"),
+    "bundle": ("bundle", "bundle"),
     "certs": ("certs", "certs"),
     "token": ("token", "token"),
     "demo": ("run", "demo"),

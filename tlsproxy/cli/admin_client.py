@@ -18,7 +18,7 @@ from tlsproxy.cli.common import config_option
 from tlsproxy.config.loader import admin_listen
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.snapshot.files import read_configuration_files
+from tlsproxy.snapshot.files import read_config_files
 
 DEADLINE: Final = 10.0
 """Seconds to wait for an answer."""
@@ -54,8 +54,8 @@ def admin_of(config_path: Path, admin: str | None) -> AdminClient:
         return AdminClient(_address(admin))
     # A mistake elsewhere in the file is the gateway's to tell, and the service's credentials are its own.
     try:
-        data, pieces = read_configuration_files(config_path)
-        listen = admin_listen(data, config_path, os.environ, pieces)
+        files = read_config_files(config_path, os.environ)
+        listen = admin_listen(files.main, config_path, os.environ, files.pieces)
     except ConfigError as error:
         raise AdminError(f"{error}\n{_UNREAD_CONFIG}") from None
     if listen is None:

@@ -111,10 +111,8 @@ def _first(config_path: Path, account: Account | None, *, for_reload: bool) -> F
     try:
         inputs = read_inputs(config_path, os.environ)
         if account is not None:
-            _check_rights(
-                account,
-                {*inputs.files, *inputs.directories, *fetch_files(inputs.loaded.config), lock_path(config_path)},
-            )
+            used = {*inputs.files, *inputs.config_files.directories, *fetch_files(inputs.loaded.config)}
+            _check_rights(account, {*used, lock_path(config_path)})
         return first_generation(config_path, os.environ, inputs, {})
     except TlsproxyError as error:
         if error.kind is FailureKind.INPUT or (error.kind is FailureKind.AGE and not for_reload):

@@ -15,7 +15,7 @@ from typing import Final
 
 from tlsproxy.config import ca_checks, claim_checks, health, listeners, shared_checks
 from tlsproxy.config import credential_checks as credentials
-from tlsproxy.config.endpoints import check_origin, upstream_url
+from tlsproxy.config.endpoints import check_key_set_url, check_origin, upstream_url
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
 from tlsproxy.config.limits import Quota
@@ -45,6 +45,19 @@ def _include(config: Config, _tree: Tree) -> Iterator[Finding]:
     for path, entry in include_entries(config.include):
         if text := pattern_fault(entry):
             yield Finding(path, text)
+
+
+def _bundle(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if config.bundle is None:
+        return
+    try:
+        check_key_set_url(config.bundle.url)
+    except ValueError as error:
+        yield Finding(("bundle", "url"), str(error))
+    if not config.bundle.keys:
+        yield Finding(
+            ("bundle", "public_key"), "a bundle is trusted by its key: name one, `tlsproxy bundle keygen` makes it"
+        )
 
 
 def _tls(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -152,6 +165,7 @@ def _logger(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"include"}), _include),
+    (frozenset({"bundle"}), _bundle),
     (frozenset({"service", "tls", "identities"}), _tls),
     (frozenset({"service"}), _origins),
     (frozenset({"tls"}), _crl),

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
+from tlsproxy.config.bundle import BundleConfig
 from tlsproxy.config.callers import Section
 from tlsproxy.config.checks import ITEMS, findings
-from tlsproxy.config.environment import overlay
+from tlsproxy.config.environment import PREFIX, overlay
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.hints import form_hint, place_hint
 from tlsproxy.config.model import Config
 from tlsproxy.config.pieces import Piece, merged
 from tlsproxy.config.positions import Path as TreePath
-from tlsproxy.config.positions import Position, Tree
+from tlsproxy.config.positions import Position, Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
 from tlsproxy.config.shape import disclosed, known_at, lists, model_at, sections, takes_path, takes_url
@@ -123,6 +124,27 @@ def admin_listen(data: bytes, path: Path, environ: Mapping[str, str], pieces: Se
     if "admin" in sound.failed:
         raise ConfigError(sound.problems)
     return sound.config.admin.listen
+
+
+@lru_cache(maxsize=1)
+def _bundle_settings(data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str], ...]) -> BundleConfig | None:
+    try:
+        tree = read_tree(data, str(path), disclosed)
+    except ConfigError:
+        return None
+    overlay(tree, dict(environ))
+    tree.root = {"bundle": tree.root.get("bundle")}
+    _drop_empty(tree)
+    if list(_resolve_paths(tree, lambda _: base, dict(environ))):
+        return None
+    return _validate(tree).config.bundle
+
+
+def bundle_settings(data: bytes, path: Path, environ: Mapping[str, str]) -> BundleConfig | None:
+    """`bundle` of a main file; None without one that can be used. The last outcome is cached."""
+    if b"bundle" not in data and not any(name.upper().startswith(f"{PREFIX}BUNDLE__") for name in environ):
+        return None
+    return _bundle_settings(data, path, path.absolute().parent, tuple(environ.items()))
 
 
 def located(

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, StrictFloat, StrictInt, Tag
 
+from tlsproxy.config.bundle import BundleConfig
 from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Scalar, Section
 from tlsproxy.config.grants import CollectionGrant, Operations
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
@@ -270,6 +271,7 @@ class Config(Section):
     and relative to it. Wildcards are for file names, match no hidden file, and give the order of names. Sections merge
     key by key, and lists are joined, the main file's entries first; a key that is set twice is an error. Paths are
     relative to the file that has them. A file that comes, changes or goes is applied like a change of the main file."""
+    bundle: BundleConfig | None = None
     service: Service = Service()
     listeners: tuple[ListenerConfig, ...] = ()
     """Addresses to listen on beside those of `service`. `host`, `port`, `mode` and `protocols` need a restart:

@@ -24,7 +24,10 @@ MAX_TOTAL: Final = 4 << 20
 """Bytes of all files of a configuration together; of each alone `MAX_BYTES` of :mod:`tlsproxy.config.positions`."""
 
 _WILDCARDS: Final = frozenset("*?[")
-_MAIN_ONLY: Final = {INCLUDE: "a piece includes no other: name all of them in the main file"}
+MAIN_ONLY: Final = {
+    INCLUDE: "a piece includes no other: name all of them in the main file",
+    "bundle": "a piece names no bundle: the main file does",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,8 @@ class _Merge:
         main.problems += piece.problems
         for key, value in piece.root.items():
             former = main.root.get(key)
-            if key in _MAIN_ONLY:
-                self._problem((key,), _MAIN_ONLY[key])
+            if key in MAIN_ONLY:
+                self._problem((key,), MAIN_ONLY[key])
             elif isinstance(former, dict) and isinstance(value, dict):
                 for inner, item in value.items():
                     self._put(former, (key, inner), item)

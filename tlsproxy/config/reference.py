@@ -28,6 +28,7 @@ _NO_LIMIT: Final = 10_000_000
 
 EXAMPLES: Final[Mapping[str, Any]] = {
     "tls": {"cert": "../certs/server.pem", "key": "../certs/server.key", "ca_cert": "../certs/ca.pem"},
+    "bundle": {"url": "https://config.example.org/gateways.bundle", "public_key": "../certs/bundle.pub"},
     "listeners": [
         {"port": 8443, "protocols": ["rest", "grpc"]},
         {"port": 8435, "mode": "tcp", "upstream": "127.0.0.1:16335", "allow": ["admin"]},

@@ -34,6 +34,7 @@ from tlsproxy.service.reload_result import (
     reason,
     settling,
 )
+from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.diff import Change, changes_between
 from tlsproxy.snapshot.files import Inputs
 from tlsproxy.snapshot.generation import Generation, assemble, propose
@@ -108,18 +109,19 @@ class Reloader:
         environ: Mapping[str, str],
         watcher: Watcher,
         key_sets: KeySets,
+        bundles: Bundles,
         observer: ReloadObserver,
         faults: Mapping[Input, Fault],
         locks: LockPublisher,
     ) -> None:
         """``faults`` are those of the first generation."""
         self._target = target
-        self._audit = audit
-        self._metrics = metrics
+        self._audit, self._metrics = audit, metrics
         self._config_path = config_path
         self._environ = environ
         self._watcher = watcher
         self._key_sets = key_sets
+        self._bundles = bundles
         self._locks = locks
         self._observer = observer
         self._lock = asyncio.Lock()
@@ -246,6 +248,8 @@ class Reloader:
         try:
             await self._locks.look()
             old = self._target.generation
+            if trigger in _ASKED:
+                await self._bundles.refresh(old)
             inputs = await self._watcher.read()
             # Whatever the outcome, the watcher reports this state no more, but any other one.
             self._watcher.seen(inputs.digest)
@@ -275,6 +279,7 @@ class Reloader:
             self._metrics.published(new)
             self._watcher.serves(new.config)
         self._key_sets.published(new.config)
+        self._bundles.published()
         return self._report_published(trigger, old, candidate, consequences)
 
     async def _consequences(self, candidate: Candidate, old: Generation) -> Mapping[str, Any] | None:
@@ -479,6 +484,7 @@ class Reloader:
                 if source not in generation.states.documents
             ),
             *self._key_sets.warnings(generation.config),
+            *self._bundles.warnings(generation),
             *(fault.text for subject, fault in faults.items() if subject.kind == "name" and fault.kept),
         )
 

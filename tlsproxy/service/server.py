@@ -52,6 +52,7 @@ from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.systemd.watchdog import Watchdog
 from tlsproxy.service.workers.supervisor import Supervisor
+from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.jwks import KeySets
 from tlsproxy.snapshot.lock_file import LockFileWatch
 from tlsproxy.snapshot.name_resolution import NameResolver
@@ -76,7 +77,9 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         try:
             notifier = Notifier.of(os.environ, os.getpid())
             inherited = inherited_sockets(os.environ, os.getpid())
-            key_sets = KeySets()
+            key_sets, bundles = KeySets(), Bundles(config_path, os.environ)
+            if warning := runner.run(bundles.first()):
+                print(f"warning: {warning}", file=sys.stderr, flush=True)  # noqa: T201 - before there is a log
             first = awaited_generation(
                 config_path,
                 os.environ,
@@ -95,7 +98,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         if config.admin.listen is not None:  # before the first client is accepted, which would wait for it
             import tlsproxy.admin.server  # noqa: F401, PLC0415
         try:
-            runner.run(_Program(config_path, first, key_sets, ready_file, notifier, inherited).serve())
+            runner.run(_Program(config_path, first, key_sets, bundles, ready_file, notifier, inherited).serve())
         except asyncio.CancelledError:
             _log.info("ended before it served")
         except InheritedSocketError as error:
@@ -115,6 +118,7 @@ class _Program:
         config_path: Path,
         first: FirstGeneration,
         key_sets: KeySets,
+        bundles: Bundles,
         ready_file: Path | None,
         notifier: Notifier,
         inherited: Sequence[Inherited],
@@ -122,6 +126,7 @@ class _Program:
         self._config_path = config_path
         self._first = first
         self._key_sets = key_sets
+        self._bundles = bundles
         self._names = NameWatch(NameResolver())
         self._generation = first.generation
         self._ready_file = ready_file
@@ -164,6 +169,7 @@ class _Program:
                 environ=os.environ,
                 watcher=Watcher(self._config_path, os.environ, self._first.inputs),
                 key_sets=self._key_sets,
+                bundles=self._bundles,
                 observer=self._notifier,
                 faults=self._first.faults,
                 locks=locks,
@@ -175,7 +181,16 @@ class _Program:
                 announce=served.expect_probe,
             )
             jumps = ClockJumps(served.clock, served.counted)
-            state = ServiceState(served, bound, reloader, self._key_sets, jumps, locks, shared)
+            state = ServiceState(
+                served,
+                bound,
+                reloader,
+                key_sets=self._key_sets,
+                bundles=self._bundles,
+                jumps=jumps,
+                locks=locks,
+                shared=shared,
+            )
             monitor = ReadinessMonitor(state.ready, served.counted, self._notifier, self._impaired)
             admin = await self._start_admin(stack, state)
             health = self._start_health(stack, for_health, state, served)
@@ -192,6 +207,7 @@ class _Program:
                     tasks.create_task(self._reload_on_signal(reloader)),
                     tasks.create_task(jumps.run(reloader.reload)),
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
+                    tasks.create_task(self._bundles.run(lambda: served.generation, reloader.reload)),
                     tasks.create_task(self._names.run(lambda: served.generation, reloader.reload)),
                 ]
                 if shared is not None:

@@ -17,6 +17,7 @@ from tlsproxy.service.clock_jumps import ClockJumps
 from tlsproxy.service.lock_publisher import LockPublisher
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served
+from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import KeySets
 from tlsproxy.snapshot.lifetimes import lifetimes_of
@@ -41,12 +42,14 @@ class Sharing(Protocol):
 class ServiceState:
     """Implements :class:`tlsproxy.admin.server.AdminState` by the parts of a running service."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - parts of the service, by name
         self,
         served: Served,
         bound: Sequence[Bound],
         reloader: Reloader,
+        *,
         key_sets: KeySets,
+        bundles: Bundles,
         jumps: ClockJumps,
         locks: LockPublisher,
         shared: Sharing | None = None,
@@ -55,6 +58,7 @@ class ServiceState:
         self._listeners = described(bound)
         self._reloader = reloader
         self._key_sets = key_sets
+        self._bundles = bundles
         self._jumps = jumps
         self._locks = locks
         self._shared = shared
@@ -89,6 +93,7 @@ class ServiceState:
             "locks": self._locks.status(),
             **({} if self._shared is None else {"shared": self._shared.status()}),
             "key_sets": self._key_sets.status(generation.config),
+            "bundle": self._bundles.status(generation),
             "clock": self._jumps.status(),
             "listeners": self._listeners,
             "roles": {name: _rights(generation, name) for name in generation.policy.roles},

@@ -19,22 +19,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from tlsproxy.config import loader
 from tlsproxy.config.model import Tls
-from tlsproxy.config.pieces import MAX_TOTAL, Piece, patterns
-from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.secrets import secret_files
 from tlsproxy.config.tokens import public_key_files
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot import bounded_io
 from tlsproxy.snapshot.bounded_io import Unanswered
-from tlsproxy.snapshot.include import expanded
+from tlsproxy.snapshot.config_files import ConfigFiles, config_files, directories_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from tlsproxy.config.loader import Loaded
     from tlsproxy.config.model import Config
-    from tlsproxy.config.pieces import Pattern
 
 T = TypeVar("T")
 
@@ -45,8 +42,6 @@ CRL_LIMIT: Final = 64 << 20
 SECRET_LIMIT: Final = 64 << 10
 
 PIECE: Final = 1 << 20
-_AT_ONCE: Final = 16
-"""Files of `include` that are read before their size together is looked at."""
 
 ATTEMPTS: Final = 5
 PAUSE: Final = 0.05
@@ -91,8 +86,8 @@ class Inputs:
     ``files`` is by configured path, and ``targets`` is where links led. A path is in ``files`` or in ``failures``.
     The configuration is always in ``files``: if it is in ``failures`` too, its bytes and ``loaded`` are the former
     ones. ``digest`` is over paths, bytes and failures: an equal one means that nothing has changed. ``unsettled``
-    counts the readings in a row that found a file being written; the first of them leave it as it was. ``pieces`` are
-    the configuration's, which are in ``files`` too; files in ``directories`` may become some.
+    counts the readings in a row that found a file being written; the first of them leave it as it was. The files of
+    ``config_files`` are in ``files`` too, and so are those in its bundle that the configuration names.
     """
 
     loaded: Loaded = field(repr=False)
@@ -102,8 +97,7 @@ class Inputs:
     warnings: tuple[str, ...] = ()
     failures: Mapping[Path, TlsproxyError] = field(default_factory=dict)
     unsettled: Mapping[Path, int] = field(default_factory=dict)
-    pieces: tuple[Piece, ...] = field(default=(), repr=False)
-    directories: frozenset[Path] = frozenset()
+    config_files: ConfigFiles = field(default_factory=lambda: ConfigFiles(b""))
 
     def found(self, path: Path) -> object:
         """A value that is equal for two readings with the same outcome at this path; None if it was not read."""
@@ -117,9 +111,7 @@ class _Configuration:
     """``failure`` is the reason why it is the former one."""
 
     loaded: Loaded
-    data: bytes
-    pieces: tuple[Piece, ...]
-    directories: frozenset[Path]
+    files: ConfigFiles
     failure: TlsproxyError | None = None
 
 
@@ -150,19 +142,27 @@ def read_argument(path: Path, limit: int) -> bytes:
 
 
 def read_inputs(
-    config_path: Path, environ: Mapping[str, str], *, earlier: Inputs | None = None, serving: Config | None = None
+    config_path: Path,
+    environ: Mapping[str, str],
+    *,
+    earlier: Inputs | None = None,
+    serving: Config | None = None,
+    candidate: bytes | None = None,
 ) -> Inputs:
     """Read the configuration and all files that it or ``serving`` names, until two readings in a row agree.
 
     ``earlier`` counts as one of them, so that a poll without news reads each file once and parses nothing. A broken
     configuration is replaced by that of ``earlier``; without one it raises MaterialError or ConfigError. Blocks for up
-    to ``ATTEMPTS`` pauses, and `tls.read_timeout` where a file system does not answer.
+    to ``ATTEMPTS`` pauses, and `tls.read_timeout` where a file system does not answer. ``candidate`` is a bundle that
+    is to be tried in the place of the configuration's.
     """
-    current, unsettled = _agreed(lambda: _configuration(config_path, environ, earlier), config_path, earlier, serving)
+    current, unsettled = _agreed(
+        lambda: _configuration(config_path, environ, earlier, candidate), config_path, earlier, serving
+    )
     if config_path in unsettled:
         if earlier is None:
             raise _unstable(config_path)
-        former = _former(earlier, config_path)
+        former = _Configuration(earlier.loaded, earlier.config_files)
         current, unsettled = _agreed(lambda: former, config_path, earlier, serving)
         unsettled |= {config_path}
     return _settled(current, unsettled, config_path, earlier) if unsettled else current
@@ -170,7 +170,7 @@ def read_inputs(
 
 def confined(inputs: Inputs, config_path: Path) -> Inputs:
     """The inputs without files that their configuration does not name."""
-    paths = {config_path, *(piece.path for piece in inputs.pieces), *dict(_wanted(inputs.loaded.config))}
+    paths = {config_path, *inputs.config_files.beside, *dict(_wanted(inputs.loaded.config))}
     if inputs.files.keys() | inputs.failures.keys() <= paths:
         return inputs
     files = {path: data for path, data in inputs.files.items() if path in paths}
@@ -206,71 +206,53 @@ def _agreed(
 
 def read_configuration(config_path: Path, environ: Mapping[str, str]) -> Loaded:
     """The configuration alone, for a command. Raises ConfigError or MaterialError."""
-    data, pieces = read_configuration_files(config_path)
-    return loader.parse(data, config_path, environ, pieces)
+    files = read_config_files(config_path, environ)
+    return loader.parse(files.main, config_path, environ, files.pieces)
 
 
-def read_configuration_files(config_path: Path) -> tuple[bytes, tuple[Piece, ...]]:
-    """The main file of a configuration, and its pieces. Raises ConfigError or MaterialError."""
-    timeout = Tls.model_fields["read_timeout"].default
-    data = _main_file(config_path, timeout)
-    return data, _pieces_of(patterns(data, config_path), config_path, timeout)
+def read_config_files(config_path: Path, environ: Mapping[str, str]) -> ConfigFiles:
+    """All files of the configuration, for a command. Raises ConfigError or MaterialError."""
+    access = _Access(Tls.model_fields["read_timeout"].default)
+    return config_files(access.main_file(config_path), config_path, environ, access)
 
 
-def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Inputs | None) -> _Configuration:
-    timeout = Tls.model_fields["read_timeout"].default if earlier is None else earlier.loaded.config.tls.read_timeout
-    directories: frozenset[Path] = frozenset() if earlier is None else earlier.directories
+def _configuration(
+    config_path: Path, environ: Mapping[str, str], earlier: Inputs | None, candidate: bytes | None
+) -> _Configuration:
+    access = _Access(
+        Tls.model_fields["read_timeout"].default if earlier is None else earlier.loaded.config.tls.read_timeout
+    )
+    directories: frozenset[Path] = frozenset() if earlier is None else earlier.config_files.directories
     try:
-        data = _main_file(config_path, timeout)
-        entries = patterns(data, config_path)
-        directories = frozenset(entry.path.parent for entry in entries if entry.is_glob)
-        pieces = _pieces_of(entries, config_path, timeout)
-        return _Configuration(loader.parse(data, config_path, environ, pieces), data, pieces, directories)
+        data = access.main_file(config_path)
+        directories = directories_of(data, config_path)
+        files = config_files(data, config_path, environ, access, candidate)
+        return _Configuration(loader.parse(data, config_path, environ, files.pieces), files)
     except TlsproxyError as error:
         if earlier is None:
             raise
-        former = _former(earlier, config_path)
-        return replace(former, directories=directories, failure=error.with_traceback(None))
+        files = replace(earlier.config_files, directories=directories)
+        return _Configuration(earlier.loaded, files, error.with_traceback(None))
 
 
-def _former(earlier: Inputs, config_path: Path) -> _Configuration:
-    return _Configuration(earlier.loaded, earlier.files[config_path], earlier.pieces, earlier.directories)
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """Implements :class:`tlsproxy.snapshot.config_files.Access`."""
 
+    timeout: float
 
-def _main_file(config_path: Path, timeout: float) -> bytes:
-    read = partial(_read, config_path, config_path, CONFIG_LIMIT, _ARGUMENT_ADVICE)
-    content = _each({config_path: read}, timeout)[config_path]
-    if isinstance(content, MaterialError):
-        raise content
-    return content.data
+    def main_file(self, path: Path) -> bytes:
+        content = _each({path: partial(_read, path, path, CONFIG_LIMIT, _ARGUMENT_ADVICE)}, self.timeout)[path]
+        if isinstance(content, MaterialError):
+            raise content
+        return content.data
 
+    def contents(self, paths: Iterable[Path], limit: int) -> dict[Path, bytes | MaterialError]:
+        read = _each({path: partial(_read, path, path, limit) for path in paths}, self.timeout)
+        return {path: each.data if isinstance(each, _Content) else each for path, each in read.items()}
 
-def _pieces_of(entries: Sequence[Pattern], config_path: Path, timeout: float) -> tuple[Piece, ...]:
-    """The files that `include` names, all of one moment: neither its links nor its directories change meanwhile."""
-    paths = expanded(entries, config_path, timeout)
-    targets = _each({path: partial(_target, path) for path in paths}, timeout)
-    named = {entry.path: entry for entry in entries}
-    for path, target in targets.items():
-        if isinstance(target, MaterialError):
-            if path in named and target.kind is FailureKind.INPUT:
-                raise ConfigError([named[path].problem(str(target))])
-            raise target
-    pieces: list[Piece] = []
-    for start in range(0, len(paths), _AT_ONCE):
-        some = paths[start : start + _AT_ONCE]
-        read = _each({path: partial(_read, path, path, CONFIG_LIMIT) for path in some}, timeout)
-        for path in some:
-            content = read[path]
-            if isinstance(content, MaterialError):
-                raise content
-            pieces.append(Piece(path, content.data))
-        if sum(len(piece.data) for piece in pieces) > MAX_TOTAL:
-            text = f"the files have more than {MAX_TOTAL >> 20} MiB together"
-            raise ConfigError([entries[0].problem(text)])
-    again = _each({path: partial(_target, path) for path in paths}, timeout)
-    if again != targets or expanded(entries, config_path, timeout) != paths:
-        raise UnstableInputs(str(config_path), "the files of `include` changed while they were read; trying again")
-    return tuple(pieces)
+    def targets(self, paths: Iterable[Path]) -> dict[Path, Path | MaterialError]:
+        return _each({path: partial(_target, path) for path in paths}, self.timeout)
 
 
 def _reading(
@@ -284,6 +266,9 @@ def _reading(
     limits = dict(_wanted(configuration.loaded.config))
     if serving is not None:
         limits = dict(_wanted(serving)) | limits
+    held = {path: configuration.files.held(path) for path in limits if configuration.files.holds(path)}
+    limits = {path: limit for path, limit in limits.items() if path not in held}
+    files, failures = _bundled(configuration, config_path, held)
     # Certificate and key must come from one directory even if a link on their way is swapped meanwhile (certbot's
     # live/, Kubernetes' ..data). So all links are resolved first and must lead to the same files after the reading,
     # and two readings agree only if they led to the same files.
@@ -293,10 +278,6 @@ def _reading(
         {path: partial(_read, path, target, limits[path]) for path, target in targets.items()}, tls.read_timeout
     )
     resolved_again = _each({path: partial(_target, path) for path in targets}, tls.read_timeout)
-    failures: dict[Path, TlsproxyError] = {}
-    if configuration.failure is not None:
-        failures[config_path] = configuration.failure
-    files = {config_path: configuration.data, **{piece.path: piece.data for piece in configuration.pieces}}
     for path in limits:
         outcome = read.get(path, resolved[path])
         if isinstance(outcome, _Content) and resolved_again[path] != targets[path]:
@@ -323,9 +304,24 @@ def _reading(
         targets,
         tuple(warnings),
         failures,
-        pieces=configuration.pieces,
-        directories=configuration.directories,
+        config_files=configuration.files,
     )
+
+
+def _bundled(
+    configuration: _Configuration, config_path: Path, held: Mapping[Path, bytes | MaterialError]
+) -> tuple[dict[Path, bytes], dict[Path, TlsproxyError]]:
+    """Files and failures of the configuration itself, and of its bundle."""
+    files = {config_path: configuration.files.main, **configuration.files.beside}
+    failures: dict[Path, TlsproxyError] = {}
+    for path, found in held.items():
+        if isinstance(found, MaterialError):
+            failures[path] = found
+        else:
+            files[path] = found
+    if configuration.failure is not None:
+        failures[config_path] = configuration.failure
+    return files, failures
 
 
 def _unsettled(current: Inputs, previous: Inputs | None, config_path: Path, serving: Config | None) -> set[Path]:
@@ -338,7 +334,7 @@ def _unsettled(current: Inputs, previous: Inputs | None, config_path: Path, serv
         or current.found(path) != previous.found(path)
         or isinstance(current.failures.get(path), UnstableInputs)
     }
-    if previous is not None and current.pieces != previous.pieces:
+    if previous is not None and current.config_files.beside != previous.config_files.beside:
         unsettled.add(config_path)
     for config in filter(None, (current.loaded.config, serving)):
         tls = config.tls

@@ -27,7 +27,7 @@ _TOO_MANY: Final = f"more than {MAX_FILES} files are included: join some of them
 _ITSELF: Final = "is this file itself: give the pieces a directory of their own, as conf.d/*.yaml"
 
 
-def expanded(patterns: Sequence[Pattern], config_path: Path, timeout: float) -> tuple[Path, ...]:
+def expanded(patterns: Sequence[Pattern], timeout: float) -> tuple[Path, ...]:
     """The files of all patterns, each once. Blocks for ``timeout`` seconds if a file system does not answer.
 
     Raises ConfigError, or MaterialError for a directory that cannot be read now.
@@ -48,7 +48,7 @@ def expanded(patterns: Sequence[Pattern], config_path: Path, timeout: float) -> 
             continue
         for name in names:
             path = pattern.path.parent / name
-            if path.absolute() == config_path.absolute():
+            if path.absolute() == Path(pattern.position.file).absolute():
                 problems.append(pattern.problem(_ITSELF))
             paths[path] = None
     if len(paths) > MAX_FILES:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -50,6 +50,8 @@ JITTER: Final = 0.1
 
 _PIECE: Final = 16 << 10
 _OK: Final = 200
+_NOT_MODIFIED: Final = 304
+_LONGEST_ETAG: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -221,10 +223,30 @@ async def _judged(url: str, source: KeySource, judge: Callable[[str, bytes], T])
         return f"{shown}: is no document that can be read ({type(failure).__name__})"
 
 
-async def fetch(url: str, source: KeySource | None = None) -> bytes:
-    """The body of a 200 response, without redirects, content coding, cookies or proxy. Raises MaterialError.
+class Source(Protocol):
+    """Files of a fetch, and the URL of the server that the bearer token is for."""
 
-    With the CAs of ``source``, and its bearer token if the URL is of its server.
+    @property
+    def url(self) -> str: ...
+    @property
+    def ca_cert(self) -> Path | None: ...
+    @property
+    def bearer_token_file(self) -> Path | None: ...
+
+
+async def fetch(url: str, source: Source | None = None) -> bytes:
+    """The document of a URL, as by :func:`fetch_changed`."""
+    document, _ = await fetch_changed(url, source, SIZE_LIMIT, b"")
+    return document
+
+
+async def fetch_changed(
+    url: str, source: Source | None, limit: int, former: bytes, etag: str = ""
+) -> tuple[bytes, str]:
+    """The body of a 200 response and its ETag, without redirects, content coding, cookies or proxy.
+
+    ``former`` is the document if the server says that it still has the one of ``etag``. With the CAs of ``source``, and
+    its bearer token if the URL is of its server. Raises MaterialError.
     """
     # Imported late: it takes a quarter of a second, for a rare setting.
     import aiohttp  # noqa: PLC0415
@@ -233,6 +255,8 @@ async def fetch(url: str, source: KeySource | None = None) -> bytes:
 
     shown = shown_url(url)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    if etag:
+        headers["If-None-Match"] = etag
     context: ssl.SSLContext | Literal[True] = True
     if source is not None and source.ca_cert is not None:
         context = await in_thread(_trusting, source.ca_cert)
@@ -248,14 +272,16 @@ async def fetch(url: str, source: KeySource | None = None) -> bytes:
             ) as session,
             session.get(url, allow_redirects=False, headers=headers) as response,
         ):
+            if etag and response.status == _NOT_MODIFIED:
+                return former, etag
             if response.status != _OK:
                 raise MaterialError(shown, f"cannot be fetched: the answer was {response.status}")
             document = bytearray()
             async for piece in response.content.iter_chunked(_PIECE):
                 document += piece
-                if len(document) > SIZE_LIMIT:
-                    raise MaterialError(shown, f"has more than {SIZE_LIMIT} bytes; is it a key set?")
-            return bytes(document)
+                if len(document) > limit:
+                    raise MaterialError(shown, f"has more than {limit} bytes; is it the right document?")
+            return bytes(document), response.headers.get("ETag", "")[:_LONGEST_ETAG]
     except TimeoutError:
         raise MaterialError(shown, f"cannot be fetched: no answer within {DEADLINE:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -264,7 +290,7 @@ async def fetch(url: str, source: KeySource | None = None) -> bytes:
         raise MaterialError(shown, f"cannot be fetched: {cause}") from None
 
 
-def fetch_faults(source: KeySource) -> Iterator[str]:
+def fetch_faults(source: Source) -> Iterator[str]:
     """Reasons why the files of a fetch cannot be used. Blocks."""
     for path, use in ((source.ca_cert, _trusting), (source.bearer_token_file, _bearer_token)):
         try:

@@ -125,7 +125,8 @@ def judge(
 
 
 def _bytes_of(reading: InputReading) -> tuple[bytes, ...]:
-    return packed(reading.inputs.files[reading.config_path], reading.inputs.pieces)
+    files = reading.inputs.config_files
+    return packed(files.main, files.pieces)
 
 
 class _Validator:

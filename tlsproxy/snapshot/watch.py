@@ -94,7 +94,7 @@ class Watcher:
         inputs = await self.read()
         paths = inputs.files.keys() | inputs.failures.keys()
         timeout = inputs.loaded.config.tls.read_timeout
-        return await in_thread(places_of, paths, timeout, inputs.directories)
+        return await in_thread(places_of, paths, timeout, inputs.config_files.directories)
 
     def _trigger(self, *, stirred: bool) -> str:
         if self.inputs.digest != self._state:

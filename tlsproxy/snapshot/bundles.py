@@ -1,0 +1,206 @@
+"""Configuration bundles by URL: fetched, verified, tried as a whole, and kept on disk.
+
+A bundle that is newer than the one that serves, and without a fault, is written to `bundle.cache`, which is an input
+like any other file. Any other one leaves that file, and so the configuration, as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tlsproxy.config.bundle import MAX_BUNDLE, Bundle, opened
+from tlsproxy.config.endpoints import shown_url
+from tlsproxy.config.loader import bundle_settings
+from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
+from tlsproxy.snapshot.config_files import KEY_LIMIT
+from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument, read_file, read_inputs
+from tlsproxy.snapshot.generation import propose
+from tlsproxy.snapshot.jwks import JITTER, RETRY, fetch_changed
+from tlsproxy.snapshot.validation import InputReading
+from tlsproxy.text import rfc3339
+from tlsproxy.threads import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from tlsproxy.config.bundle import BundleConfig
+    from tlsproxy.snapshot.generation import Generation
+
+_MODE: Final = 0o600
+
+_log = logging.getLogger(__name__)
+
+
+class Bundles:
+    """The bundle of this process's configuration. ``error`` is that of the last fetch, "" for none.
+
+    For one event loop. ``fetched_at`` is the last good fetch, in seconds since the epoch.
+    """
+
+    def __init__(self, config_path: Path, environ: Mapping[str, str]) -> None:
+        self._config_path = config_path
+        self._environ = environ
+        self._lock = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self._etag = ""
+        self._document = b""
+        self._settings: BundleConfig | None = None
+        self._tried = 0.0
+        self._spread = 1.0
+        self._bundle: Bundle | None = None
+        self._fetched_at: float | None = None
+        self._error = ""
+
+    async def first(self) -> str:
+        """Fetch before the start. Returns a warning, if the bundle that was kept has to serve; "" for none.
+
+        Raises MaterialError without any bundle: a retry may succeed.
+        """
+        try:
+            data = await in_thread(read_argument, self._config_path, CONFIG_LIMIT)
+        except MaterialError:
+            return ""  # reported by the reading of all inputs
+        settings = bundle_settings(data, self._config_path, self._environ)
+        if settings is None:
+            return ""
+        self._error = error = await self._refreshed(settings, None)
+        if error and self._bundle is None:
+            text = f"{error}; and there is no earlier one in {settings.cache}"
+            raise MaterialError("bundle", text, FailureKind.ENVIRONMENT)
+        return error and f"{error}; the earlier bundle in {settings.cache} serves"
+
+    async def refresh(self, generation: Generation) -> bool:
+        """Fetch now. Whether there is a new bundle on disk."""
+        settings, before = generation.config.bundle, self._bundle
+        if settings is None:
+            self._bundle, self._error, self._fetched_at = None, "", None
+            return False
+        error, former = await self._refreshed(settings, generation), self._error
+        self._error = error
+        if error and error != former:
+            _log.warning("%s; the former bundle serves", error)
+        elif former and not error:
+            _log.info("%s: can be fetched again", shown_url(settings.url))
+        return self._bundle != before
+
+    async def run(self, generation: Callable[[], Generation], reload: Callable[[str], Awaitable[Any]]) -> None:
+        """Refresh the bundle of the configuration in force, and reload when it has changed. Never ends."""
+        while True:
+            self._woken.clear()
+            settings = generation().config.bundle
+            wait = None if settings is None else self._due(settings) - time.monotonic()
+            if wait is not None and wait <= 0:
+                if await self.refresh(generation()):
+                    await reload("bundle")
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._woken.wait()
+
+    def published(self) -> None:
+        """Note that another configuration may be in force."""
+        self._woken.set()
+
+    def status(self, generation: Generation) -> dict[str, Any] | None:
+        """The bundle as JSON values; None without one."""
+        settings, bundle = generation.config.bundle, self._bundle
+        if settings is None:
+            return None
+        return {
+            "url": shown_url(settings.url),
+            "version": None if bundle is None else bundle.version,
+            "key": None if bundle is None else bundle.key,
+            "created": None if bundle is None else bundle.created,
+            "expires": None if bundle is None else bundle.expires,
+            "fetched_at": self._fetched_at,
+            "error": self._error,
+        }
+
+    def warnings(self, generation: Generation) -> tuple[str, ...]:
+        """The error of the last fetch, and the expiry of the bundle that serves."""
+        if generation.config.bundle is None:
+            return ()
+        found = [f"{self._error}; the former bundle serves"] if self._error else []
+        bundle = self._bundle
+        if bundle is not None and bundle.expires is not None and bundle.expires <= time.time():
+            found.append(f"version {bundle.version} of the bundle expired on {rfc3339(bundle.expires)}, and serves on")
+        return tuple(found)
+
+    def _due(self, settings: BundleConfig) -> float:
+        if settings != self._settings:
+            return 0.0
+        return self._tried + self._spread * (min(settings.refresh, RETRY) if self._error else settings.refresh)
+
+    async def _refreshed(self, settings: BundleConfig, serving: Generation | None) -> str:
+        """Fetch and keep it. Returns the error, "" for none."""
+        async with self._lock:
+            if self._settings != settings:
+                self._etag = ""
+            self._settings = settings
+            shown = shown_url(settings.url)
+            try:
+                keys = await in_thread(_keys, settings)
+                self._bundle = await in_thread(_kept, settings, keys)
+                document, etag = await fetch_changed(settings.url, settings, MAX_BUNDLE, self._document, self._etag)
+                found = await in_thread(opened, shown, document, keys)
+                now = time.time()
+                if found != self._bundle:
+                    found.check_newer(shown, now, self._bundle)
+                    await in_thread(self._try, document, found, serving, now)
+                    await in_thread(_keep, settings.cache, document)
+                    self._bundle = found
+                self._document, self._etag, self._fetched_at = document, etag, now
+            except TlsproxyError as error:
+                self._etag = ""
+                return str(error)
+            finally:
+                self._tried = time.monotonic()
+                self._spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
+            return ""
+
+    def _try(self, document: bytes, found: Bundle, serving: Generation | None, now: float) -> None:
+        """Judge the configuration with this bundle. Raises TlsproxyError for a fault of the bundle's."""
+        inputs = read_inputs(self._config_path, self._environ, candidate=document)
+        started = None if serving is None else serving.started
+        reading = InputReading(self._config_path, self._environ, inputs, {}, {}, started)
+        faults = propose(reading, serving, now).faults
+        broken = [
+            fault.text
+            for subject, fault in faults.items()
+            if subject.kind == "configuration" or inputs.config_files.holds(Path(subject.name))
+        ]
+        if broken:
+            raise MaterialError(f"version {found.version} of the bundle", "\n".join(broken))
+
+
+def _keys(settings: BundleConfig) -> list[tuple[str, bytes]]:
+    return [(str(path), read_file(path, KEY_LIMIT)) for path in settings.keys]
+
+
+def _kept(settings: BundleConfig, keys: list[tuple[str, bytes]]) -> Bundle | None:
+    """The bundle in the cache; None if there is none that can be used."""
+    try:
+        return opened(str(settings.cache), read_file(settings.cache, MAX_BUNDLE), keys)
+    except MaterialError:
+        return None
+
+
+def _keep(path: Path, document: bytes) -> None:
+    """Write it whole or not at all. Raises MaterialError."""
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        scratch.unlink(missing_ok=True)
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE), "wb") as file:
+            file.write(document)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        raise MaterialError(str(path), f"cannot be written: {error.strerror}", FailureKind.ENVIRONMENT) from None
