@@ -206,6 +206,22 @@ def test_while_the_store_is_away_each_keeps_its_part(pair: Pair, fault: str) -> 
     assert sum(pair.admitted(used)) <= 1, "a store that was restarted is told"
 
 
+def test_a_start_without_the_store(pair: Pair) -> None:
+    shared = {"url": "redis://127.0.0.1:1", "gateways": 4}
+    with (
+        ScriptedUpstream() as upstream,
+        Gateway(pair.site.write_config(upstream.url, limits=LIMITS, shared=shared)) as gateway,
+    ):
+        gateway.log.wait(lambda line: "degraded: shared: redis://127.0.0.1:1" in line)
+        assert not [line for line in gateway.log.seen if "not been asked" in line]
+        with connected(gateway, pair.site.client(pair.newcomer())) as client:
+            statuses = []
+            for _ in range(BURST):
+                client.send(GET)
+                statuses.append(client.response().status)
+        assert statuses == [200] * (BURST // 4) + [429] * (BURST - BURST // 4)
+
+
 def test_a_store_that_forgets_all_is_told_again(pair: Pair) -> None:
     pair.until(reached=True)
     used = pair.newcomer()

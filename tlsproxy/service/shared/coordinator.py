@@ -86,7 +86,7 @@ class Coordinator:
         self._validity = round((2 * MEETING + config.timeout) * SECOND)
         self._gateways: Sequence[str] = ()
         self._number, self._locks_stored, self._locks_refused = config.gateways, 0, 0
-        self._trouble = "it has not been reached yet"
+        self._trouble, self._asked = "it has not been asked yet", False
         self._since = time.time()
         self._rounds = Rounds()
         self._heard: bytes | str = "0"
@@ -106,7 +106,7 @@ class Coordinator:
     @property
     def part(self) -> Part:
         """Of readiness: degraded while the store is away."""
-        if self._trouble:
+        if self._trouble and self._asked:
             text = f"{self._store.address}: {self._trouble}"
             return degraded(f"{text}; each limit is kept by this gateway alone, divided by {self._number}")
         if self._locks_refused:
@@ -189,15 +189,17 @@ class Coordinator:
         return answer
 
     def _count(self, outcome: str) -> None:
+        self._asked = True
         self._counts[outcome] += 1
         self._metrics.shared(outcome)
 
     def _lose(self, error: StoreError) -> None:
+        lost = not self._trouble or not self._asked
         self._leases.invalid()
         self._count(error.outcome)
         if not self._trouble:
             self._since = time.time()
-        lost, self._trouble = not self._trouble, str(error)
+        self._trouble = str(error)
         self._whole_at = float("-inf")
         self._metrics.sharing(up=False, gateways=self._number)
         if lost:
