@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.rows import rows
 
 from tlsproxy.authz.access import BodyNames, Condition, GlobalMode, Grant, Grants, Requirement, Rights, Scope, decide
 
@@ -16,7 +17,7 @@ MANY = Rights(
 )
 
 
-@pytest.mark.parametrize(
+@rows(
     ("rights", "requirement", "collection", "reason", "text"),
     [
         (DOCS, Requirement(Scope.GLOBAL), None, "needs_global", "Global access is required"),

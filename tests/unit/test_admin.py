@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from support import sample_status as example
+from support.rows import rows
 
 from tlsproxy.admin.page import HEADERS
 from tlsproxy.admin.readiness import OK, Readiness, degraded, not_ready
@@ -270,7 +271,7 @@ def test_names_of_this_machine(host: str) -> None:
     assert _is_this_machine(host)
 
 
-@pytest.mark.parametrize(
+@rows(
     "host",
     ["", ":", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[::2]", "[::1]x",
      "localhost:x", "0.0.0.1", "127.0.0.1:80:80", "user@localhost"],

@@ -17,6 +17,7 @@ from qdrant_client.grpc import points_service_pb2
 from qdrant_client.http import models
 from qdrant_client.http.api import points_api, search_api
 from support import qdrant_messages as qdrant
+from support.rows import rows
 
 from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, STEP, AnswerReducer, Population
 from tlsproxy.qdrant.grpc_decision import operation_of
@@ -62,7 +63,7 @@ def below(model: type[BaseModel], fields: dict[str, Any]) -> Iterator[tuple[str,
             yield from below(inner, {field: rows[field] for field in inner.model_fields if field in rows})
 
 
-@pytest.mark.parametrize("row", [row for row in REST if is_confinable(row)], ids=lambda row: f"{row.method} {row.path}")
+@rows("row", [row for row in REST if is_confinable(row)], ids=lambda row: f"{row.method} {row.path}")
 def test_every_field_of_an_answer_has_a_row(row: Any) -> None:
     model = ANSWERS.get((row.method, row.path))
     if model is None:
@@ -83,7 +84,7 @@ def messages_below(
             yield from messages_below(field.message_type, None)
 
 
-@pytest.mark.parametrize("path", sorted(CONFINED))
+@rows("path", sorted(CONFINED))
 def test_every_field_of_a_message_has_a_row(path: str) -> None:
     found = list(messages_below(OUTPUTS[path], dict(MESSAGES[path])))
     assert [(name, field) for name, field, over in found if over is None] == []

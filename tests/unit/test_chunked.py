@@ -8,6 +8,7 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.wire.chunked import MAX_TRAILERS, ChunkedBody, ChunkedError
 
@@ -105,7 +106,7 @@ def test_any_bytes_end_the_same_however_they_are_split(data: bytes, cut: int) ->
     assert outcome([data[index : index + 1] for index in range(len(data))]) == whole
 
 
-@pytest.mark.parametrize(
+@rows(
     "data",
     [
         b"5;ext=1\r\nhello\r\n0\r\n\r\n",
@@ -183,7 +184,7 @@ def test_what_cannot_become_a_body_is_refused_with_the_byte_that_makes_it_so(dat
             return
 
 
-@pytest.mark.parametrize(
+@rows(
     "data",
     [
         b"0\n",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.rows import rows
 
 from tlsproxy.config.loader import parse
 from tlsproxy.config.problems import ConfigError
@@ -40,7 +41,7 @@ def found(*rules: dict[str, Any], issuers: int = 1, **sections: Any) -> list[str
     return [f"W {one.key}: {one.text}" for one in problems]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("match", "says"),
     [
         ({"claims": {}}, "E {match}: an empty match would match everybody"),

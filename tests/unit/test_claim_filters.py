@@ -8,6 +8,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.access import Condition, Decision, GlobalMode, Rights, Value
 from tlsproxy.authz.admission import Admission, admit
@@ -67,7 +68,7 @@ def test_each_token_has_its_tenant() -> None:
         )
 
 
-@pytest.mark.parametrize(
+@rows(
     "claims",
     [
         {},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission, admit
@@ -87,7 +88,7 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize(
+@rows(
     ("path", "expected"),
     [
         ("groups", ("sre", "ops", 7, True)),
@@ -123,7 +124,7 @@ def test_a_path_is_an_exact_name_or_the_longest_name_and_the_rest(path: str, exp
     assert [(type(one), one) for one in found] == [(type(one), one) for one in expected]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("claims", "expected"),
     [
         ({"groups": "sre"}, True),
@@ -154,7 +155,7 @@ def test_all_claims_must_hold_and_one_value_of_each(claims: dict[str, Any], *, e
     assert bool(list(matcher.misses(NESTED))) is (not expected and bool(claims))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("pattern", "value", "expected"),
     [
         ("alice@*", "alice@example.org", True),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.rows import rows
 
 from tlsproxy.config.identity_checks import HINTS
 from tlsproxy.config.loader import Loaded, parse
@@ -499,7 +500,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
+@rows("case", ERRORS)
 def test_error(case: str) -> None:
     sections, expected = ERRORS[case]
     assert [found for found in errors(**sections) if found.startswith(expected)], errors(**sections)
@@ -545,7 +546,7 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WARNINGS)
+@rows("case", WARNINGS)
 def test_warning(case: str) -> None:
     sections, expected = WARNINGS[case]
     found = warnings(**sections)
@@ -553,7 +554,7 @@ def test_warning(case: str) -> None:
     assert found[0].startswith(expected)
 
 
-@pytest.mark.parametrize(
+@rows(
     "sections",
     [
         {},
@@ -617,7 +618,7 @@ def test_a_longest_wait_below_the_usual_one_is_warned_of() -> None:
     assert warnings(upstream={"response_timeout": 7200}) == [], "the default is nobody's mistake"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("entry", "mistake"),
     [
         ({}, "revoked[0]: must name exactly one caller, by subject, sha256, serial, key or jti"),

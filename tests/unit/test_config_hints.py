@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.rows import rows
 
 from tlsproxy.config.loader import parse
 from tlsproxy.config.problems import ConfigError
@@ -26,7 +27,7 @@ def problems(role: str, rest: str = "", identities: str = "") -> list[str]:
     return [f"{problem.key}: {problem.text}" for problem in refused.value.problems]
 
 
-@pytest.mark.parametrize("access", ["rw", "w", "read", "R", "true", "null", "''", "{docs: rw}", f"{GRANT}"])
+@rows("access", ["rw", "w", "read", "R", "true", "null", "''", "{docs: rw}", f"{GRANT}"])
 def test_rights_on_everything_and_rights_on_collections(access: str) -> None:
     assert problems(f"{{x: {{access: {access}}}}}") == [f"roles.x.access: must be 'r', 'm' or 'pr'; {LIST}"]
 
@@ -36,7 +37,7 @@ def test_the_mode_that_was_meant() -> None:
     assert "[{collection: docs, access: prw}]" in text
 
 
-@pytest.mark.parametrize(
+@rows(
     ("role", "expected"),
     [
         ("{x: {access: [rw]}}", f"roles.x.access[0]: must be a mapping: {GRANT}"),
@@ -135,7 +136,7 @@ def test_another_mistake_has_the_nearest_word() -> None:
     assert "role: unknown key (did you mean 'roles'?)" in problems("{x: {access: r}}", rest="role: {}\n")
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "hint"),
     [
         ("delete_point", " (did you mean 'delete_points'?)"),
@@ -171,7 +172,7 @@ def test_an_operation_that_no_role_has_a_say_in(name: str, text: str) -> None:
         assert found == [f"roles.x.operations.{key}[0]: {text}"]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("role", "warning"),
     [
         ("{access: m, operations: {allow: []}}", "operations.allow: an empty list allows nothing"),

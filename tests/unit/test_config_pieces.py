@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from snapshot_site import site
+from support.rows import rows
 
 from tlsproxy.config import pieces as pieces_of_configurations
 from tlsproxy.config.loader import Loaded, parse
@@ -76,7 +77,7 @@ def test_a_list_of_the_environment_is_relative_to_the_main_file() -> None:
     assert config.tls.crl == (Path("/etc/tlsproxy/b.crl"), Path("/etc/tlsproxy/c.crl"))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("pieces", "expected"),
     [
         ([ROLES, ROLES + RULES], "conf.d/1.yaml:2:3 roles.search: set twice: the first is in {0}:2:3"),
@@ -113,7 +114,7 @@ def test_problems_of_all_files_are_told_in_their_order() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@rows(
     "entry", ['""', "conf.*/a.yaml", "https://a/b.yaml", "[a.yaml, '**/b.yaml']", "7", "[7]", "{a: b}", "..", "[['a']]"]
 )
 def test_an_entry_that_cannot_be_used_is_told_with_its_position(entry: str) -> None:

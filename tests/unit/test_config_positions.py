@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.config.positions import MAX_BYTES, MAX_DEPTH, dotted, read_tree, read_value
 from tlsproxy.config.problems import ConfigError
@@ -35,7 +36,7 @@ def test_empty_file_is_an_empty_tree(data: bytes) -> None:
     assert read_tree(data, "f.yaml").root == {}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("data", "says"),
     [
         (b"a: [1\nb: 2\n", "f.yaml:2:2 not YAML"),
@@ -74,7 +75,7 @@ def test_alias_is_expanded() -> None:
     assert read_tree(b"a: &x {b: 1}\nc: *x\n", "f.yaml").root == {"a": {"b": 1}, "c": {"b": 1}}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("data", "problem"),
     [
         (b"a: 1\na: 2\n", "f.yaml:2:1 a: duplicate key (the first is in line 1)"),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from support.rows import rows
 
 from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.loader import parse
@@ -90,7 +91,7 @@ def told(text: str, environ: Mapping[str, str]) -> str:
     return "\n".join(map(str, (*loaded.unused, *loaded.warnings)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@rows("layout", LAYOUTS)
 def test_no_problem_repeats_a_secret_whatever_yaml_takes_it_for(layout: str) -> None:
     for before in BEFORE:
         for after in ("", ": x"):

@@ -14,6 +14,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 from support.tenant_roles import confinement
 
 from tlsproxy.authz.access import (
@@ -162,10 +163,8 @@ def test_a_decision_needs_the_conditions_in_the_body() -> None:
     assert decide(rights, requirement, "scroll", "docs", confined=True).allowed
 
 
-@pytest.mark.parametrize(
-    "path", ["points/count", "points/scroll", "points/query", "points/search/matrix/pairs", "facet"]
-)
-@pytest.mark.parametrize(
+@rows("path", ["points/count", "points/scroll", "points/query", "points/search/matrix/pairs", "facet"])
+@rows(
     ("own", "expected"),
     [
         ({}, ONLY),
@@ -278,7 +277,7 @@ def asked(questions: tuple[Question, ...]) -> list[tuple[str, list[Any]]]:
     return [(question.collection, list(question.ids)) for question in questions]
 
 
-@pytest.mark.parametrize(("query", "ids"), BY_EXAMPLES)
+@rows(("query", "ids"), BY_EXAMPLES)
 def test_examples_are_asked_of_first(query: Any, ids: list[Any]) -> None:
     expected = [("docs", ids)] if ids else []
     alone = confining("POST", "points/query", {"query": query})
@@ -355,7 +354,7 @@ def test_the_answer_about_examples(own: list[Any], others: list[Any], missing: A
             refusal_in(unusual, question)
 
 
-@pytest.mark.parametrize("query", QUERIES)
+@rows("query", QUERIES)
 def test_queries_that_are_about_no_point(query: Any) -> None:
     changed = confined("POST", "points/query", {"query": query})
     assert changed.pop("params", RESCORED) == RESCORED
@@ -368,7 +367,7 @@ def test_queries_of_another_form(query: Any) -> None:
         confined("POST", "points/query", {"query": query})
 
 
-@pytest.mark.parametrize("query", NOT_QUERIES)
+@rows("query", NOT_QUERIES)
 def test_queries_of_unknown_forms(query: Any) -> None:
     for body in (
         {"query": query},
@@ -474,7 +473,7 @@ CHANGES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "method", "path", "body", "expected"), CHANGES)
+@rows(("name", "method", "path", "body", "expected"), CHANGES)
 def test_changes_by_filter(name: str, method: str, path: str, body: dict[str, Any], expected: dict[str, Any]) -> None:
     assert confined(method, path, body) == expected
     batch = {"operations": [{name: body}, {name: copy.deepcopy(body)}]}
@@ -565,13 +564,13 @@ def test_one_point_by_its_id_in_the_path(segment: str, found: Any) -> None:
         at_once(one.answered({"points": []}))
 
 
-@pytest.mark.parametrize("segment", ["0x1", "-1", "1.0", "a", str(1 << 64), f"{UUID}0", "٣", "1_0"])
+@rows("segment", ["0x1", "-1", "1.0", "a", str(1 << 64), f"{UUID}0", "٣", "1_0"])
 def test_a_path_without_an_id(segment: str) -> None:
     with pytest.raises(BadRequest, match=f'^Wrong input: Can not recognize "{segment}" as point id$'):
         confining("GET", f"points/{quote(segment)}", None)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "method", "path", "body"),
     [
         ("upsert", "PUT", "points", {"points": [{"id": 1, "payload": {"tenant": "other"}}]}),
@@ -602,7 +601,7 @@ def test_what_cannot_be_confined(name: str, method: str, path: str, body: dict[s
         confined("POST", "points/batch", {"operations": [{name: body}]})
 
 
-@pytest.mark.parametrize(
+@rows(
     ("method", "path", "body", "text"),
     [
         ("POST", "points/scroll", [], "the body must be an object"),
@@ -658,7 +657,7 @@ def test_forms_that_are_not_documented(method: str, path: str, body: Any, text: 
     assert str(refusal.value) == f"Format error in JSON body: {text}"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("method", "path", "body", "text"),
     [
         ("POST", "points/payload", {"payload": {}, "key": "tenant.a", "filter": FILTER}, BELOW_A_KEY),
@@ -800,7 +799,7 @@ KEY_EXPECTED = (
 FIELD_EXPECTED = 'a text with at most one field is expected, for example "{cn}" or "team-{ou}"'
 
 
-@pytest.mark.parametrize(
+@rows(
     ("key", "text", "says"),
     [
         ("a..b", "x", KEY_EXPECTED),

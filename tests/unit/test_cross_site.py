@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.config.endpoints import check_origin
@@ -37,7 +38,7 @@ def test_our_own_origin_is_the_authority_of_the_request_whatever_its_case(author
     assert is_cross_site([(b"origin", b"http://" + authority)], authority, frozenset())
 
 
-@pytest.mark.parametrize(
+@rows(
     ("origins", "authority", "cross"),
     [
         ([APP], HOST, False),  # trusted
@@ -70,7 +71,7 @@ def test_an_origin_as_a_browser_writes_it(origin: str) -> None:
     check_origin(origin)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("origin", "says"),
     [
         ("*", "list each origin"),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from support.rows import rows
 
 from tlsproxy.config.callers import CaConstraint, JwtIssuer, NamedKey
 from tlsproxy.config.model import IdentityRule, ListenerConfig, Role
@@ -22,7 +23,7 @@ def grants(**access: str) -> list[dict[str, str]]:
     return [{"collection": name, "access": mode} for name, mode in access.items()]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("kind", "former", "current", "told"),
     [
         (Role, {"access": grants(a="r")}, {"access": grants(a="r", docs="rw")}, "access rw on docs added"),

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs7,
     pkcs12,
 )
+from support.rows import rows
 
 from tlsproxy.cli.show import read_chain
 from tlsproxy.config.callers import JwtIssuer
@@ -85,8 +86,8 @@ LEFT_BY_EDITORS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("form", LEFT_BY_EDITORS)
-@pytest.mark.parametrize("place", READERS)
+@rows("form", LEFT_BY_EDITORS)
+@rows("place", READERS)
 def test_it_is_read(place: str, form: str) -> None:
     data, read = READERS[place]
     assert read(LEFT_BY_EDITORS[form](data)) == read(data)
@@ -205,7 +206,7 @@ def test_a_trusted_certificate_is_converted_too(tmp_path: Path) -> None:
     assert load_authorities("f", (tmp_path / "trusted.pem").read_bytes()) == load_authorities("f", ROOT.certificate_pem)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("place", "data", "told"),
     [
         ("tls.cert", CSR.public_bytes(Encoding.PEM), "request for a certificate"),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from support.access_table import FINER, ROWS
+from support.rows import rows
 
 from tlsproxy.authz.access import (
     EVERY,
@@ -104,7 +105,7 @@ CLASSES = {
 TABLE = [(operation, "rest") for operation in REST] + [(operation, "grpc") for operation in GRPC]
 
 
-@pytest.mark.parametrize(("operation", "surface"), TABLE, ids=lambda one: getattr(one, "path", one))
+@rows(("operation", "surface"), TABLE, ids=lambda one: getattr(one, "path", one))
 def test_modes_pass_what_they_are_defined_to_pass(operation: Operation, surface: str) -> None:
     method = "GET" if operation.path.startswith("/dashboard") else operation.method
     passes = FINER[surface, method, operation.path]
@@ -259,7 +260,7 @@ def message_of(actions: list[dict[str, Any]]) -> Any:
     return pb.ChangeAliases(actions=[pb.AliasOperations(**one) for one in actions])
 
 
-@pytest.mark.parametrize(("actions", "missing"), ACTIONS)
+@rows(("actions", "missing"), ACTIONS)
 def test_every_name_of_every_action_must_be_under_m(actions: list[dict[str, Any]], missing: str) -> None:
     for decision in (
         rest("POST", ALIASES, alias_actions(*actions), MANAGER),
@@ -280,7 +281,7 @@ def test_every_name_of_every_action_must_be_under_m(actions: list[dict[str, Any]
     assert called("Collections/UpdateAliases", message_of(actions), without).reason == "operation"
 
 
-@pytest.mark.parametrize(
+@rows(
     "body",
     [
         [],

@@ -6,6 +6,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.globs import LONGEST, glob_error, glob_matches, literal_beginning, literal_ending
 
@@ -18,7 +19,7 @@ def obvious(pattern: str, value: str) -> bool:
     return re.fullmatch("".join(spelled.get(piece, re.escape(piece)) for piece in pieces), value) is not None
 
 
-@pytest.mark.parametrize(
+@rows(
     ("pattern", "value", "expected"),
     [
         ("docs", "docs", True),

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from support.access_table import ROWS
+from support.rows import rows
 from support.tenant_roles import confinement
 
 from tlsproxy.authz.access import (
@@ -86,8 +87,8 @@ def outcome(operation: Operation, message: bytes, *rights: Rights, confined: boo
 METHODS = [pytest.param(row, id=row.path) for row in GRPC]
 
 
-@pytest.mark.parametrize("operation", METHODS)
-@pytest.mark.parametrize("name", CLASSES)
+@rows("operation", METHODS)
+@rows("name", CLASSES)
 def test_who_passes_is_who_passes_in_qdrant(operation: Operation, name: str) -> None:
     decision = outcome(operation, ABOUT_DOCS, CLASSES[name])
     assert decision.allowed is (name in PASSES[operation.path])
@@ -103,14 +104,14 @@ def test_who_passes_is_who_passes_in_qdrant(operation: Operation, name: str) -> 
         )
 
 
-@pytest.mark.parametrize("operation", METHODS)
+@rows("operation", METHODS)
 def test_global_rights_are_decided_without_the_message(operation: Operation) -> None:
     for rights in (CLASSES["m"], CLASSES["r"]):
         assert decide_call(admission(rights), operation).decision is not UNREAD
         assert decide_call(admission(rights), operation).listing is None
 
 
-@pytest.mark.parametrize("operation", METHODS)
+@rows("operation", METHODS)
 def test_qdrants_order_of_checks(operation: Operation) -> None:
     refusal = forbidden("no_role", "no role for CN=a")
     is_open = "none" in PASSES[operation.path]
@@ -121,7 +122,7 @@ def test_qdrants_order_of_checks(operation: Operation) -> None:
     assert nobody.allowed is (operation.requirement in (OPEN, ANY_CALLER))
 
 
-@pytest.mark.parametrize(
+@rows(
     "path",
     [
         "",
@@ -152,7 +153,7 @@ READER = Rights(grants=Grants(Grant("docs", write=False, extras=True), Grant("lo
 WRITER = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("path", "rights", "reason"),
     [
         ("/qdrant.Points/Upsert", [READER], "needs_write"),
@@ -181,8 +182,8 @@ def test_what_no_message_could_save(path: str, rights: list[Rights], reason: str
     assert decision.reason == ("body_not_read" if of_collection else reason)
 
 
-@pytest.mark.parametrize("operation", METHODS)
-@pytest.mark.parametrize("name", CLASSES)
+@rows("operation", METHODS)
+@rows("name", CLASSES)
 def test_at_best_is_what_the_right_message_gets(operation: Operation, name: str) -> None:
     assert (
         decide_at_best(admission(CLASSES[name]), operation).reason
@@ -245,8 +246,8 @@ def test_a_limited_callers_listing_is_reduced(name: str) -> None:
     assert (tenant.decision, tenant.listing) == (ALLOWED, None)
 
 
-@pytest.mark.parametrize("operation", METHODS)
-@pytest.mark.parametrize("free", [CLASSES["m"], CLASSES["crw"]])
+@rows("operation", METHODS)
+@rows("free", [CLASSES["m"], CLASSES["crw"]])
 def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None:
     tenant = Rights(free.everywhere, free.grants, ACME)
     decision = outcome(operation, ABOUT_DOCS, tenant)
@@ -260,7 +261,7 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
             assert outcome(operation, ABOUT_DOCS, tenant, confined=True).allowed
 
 
-@pytest.mark.parametrize(
+@rows(
     ("path", "rights", "facts", "reason"),
     [
         ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), CONFINED, "allowed"),

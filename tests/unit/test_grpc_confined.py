@@ -16,6 +16,7 @@ from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from support import qdrant_messages as qdrant
 from support.qdrant_messages import OF_NO_POINT, ids_in, messages_in
+from support.rows import rows
 from support.tenant_roles import confinement
 
 from tlsproxy.authz.access import Condition, Confinement, Confinements
@@ -438,10 +439,8 @@ def test_no_damage_lets_a_message_escape(data: st.DataObject) -> None:
 # Reads
 
 
-@pytest.mark.parametrize(
-    "name", ["Count", "Scroll", "Facet", "Search", "SearchGroups", "Query", "QueryGroups", "SearchMatrixPairs"]
-)
-@pytest.mark.parametrize(("own", "narrowed"), [(None, ONLY), (pb.Filter(), ONLY), (OWN, NARROWED)])
+@rows("name", ["Count", "Scroll", "Facet", "Search", "SearchGroups", "Query", "QueryGroups", "SearchMatrixPairs"])
+@rows(("own", "narrowed"), [(None, ONLY), (pb.Filter(), ONLY), (OWN, NARROWED)])
 def test_a_filter_is_narrowed(name: str, own: Any, narrowed: Any) -> None:
     request = qdrant.GetMessageClass(qdrant.REQUESTS[method(name).path])(collection_name="docs", filter=own)
     changed = confined(name, request)
@@ -700,7 +699,7 @@ def test_changes(name: str, request_: Any, operation: Any) -> None:
             assert dict(one.payload) == {"a": text("b"), "tenant": text("acme")}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "request_"),
     [
         ("Upsert", pb.UpsertPoints(points=[pb.PointStruct(payload={"tenant": text("other")})])),
@@ -778,7 +777,7 @@ QUERY_BY_VECTOR = delimited(1, VECTOR.SerializeToString())
 QUERY_BY_ID = delimited(1, ID.SerializeToString())
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "message"),
     [
         ("Query", DOCS + OTHER_FILTER * 2),
@@ -980,7 +979,7 @@ QUERIES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("query", QUERIES, ids=str)
+@rows("query", QUERIES, ids=str)
 def test_both_apis_confine_the_same_queries(query: Any) -> None:
     body = {"query": json.loads(query.model_dump_json(exclude_none=True))}
     request = pb.QueryPoints(collection_name="docs", query=RestToGrpc.convert_query(query))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from support import qdrant_messages as qdrant
 from support.qdrant_messages import OF_NO_POINT, ids_in
+from support.rows import rows
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpc_examples import EXAMPLE, INPUTS, ONE_OF, VECTOR, Inputs
@@ -37,7 +38,7 @@ def leads_to_inputs(descriptor: Descriptor) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@rows("name", INPUTS)
 def test_fields_that_lead_to_inputs_are_what_qdrant_describes(name: str) -> None:
     descriptor = getattr(pb, name).DESCRIPTOR
     rows = INPUTS[name]
@@ -66,7 +67,7 @@ SPARSE = pb.VectorInput(sparse=pb.SparseVector(values=[1.0], indices=[1]))
 PAIR = pb.ContextInputPair(positive=example(1), negative=dense(1.0))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("message", "examples", "scored"),
     [
         (pb.Query(nearest=dense(1.0)), [], Scored.DENSE),
@@ -123,7 +124,7 @@ def test_inputs_of_each_form(message: Any, examples: list[object], scored: Score
     assert (list(inputs.examples), inputs.scored) == (examples, scored)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("message", "content"),
     [
         (pb.Query(), b""),

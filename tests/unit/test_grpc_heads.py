@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.forged_headers import FORGED, GUISES, IDENTITY
+from support.rows import rows
 
 from tlsproxy.errors import BadRequest, HeadTooLarge, RequestError
 from tlsproxy.wire.field_block import Fields, literals, write
@@ -85,8 +86,8 @@ def test_without_one_of_them(name: bytes) -> None:
     malformed(without(name))
 
 
-@pytest.mark.parametrize("field", PSEUDO)
-@pytest.mark.parametrize("place", range(5))
+@rows("field", PSEUDO)
+@rows("place", range(5))
 def test_one_of_them_twice(field: tuple[bytes, bytes], place: int) -> None:
     malformed((*GOOD[:place], field, *GOOD[place:]))
 
@@ -164,7 +165,7 @@ def test_the_authority_is_there_once_or_the_same_twice(authority: bytes) -> None
         parse_call((*replaced(b":authority", authority), host, host))
 
 
-@pytest.mark.parametrize("authority", NONE)
+@rows("authority", NONE)
 def test_no_valid_authority(authority: bytes) -> None:
     malformed(replaced(b":authority", authority))
     malformed((*without(b":authority"), (b"host", authority)))
@@ -180,7 +181,7 @@ def test_no_authority_at_all() -> None:
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-@pytest.mark.parametrize("byte", range(256))
+@rows("byte", range(256))
 def test_each_byte_in_a_name_and_in_a_value(byte: int) -> None:
     char = bytes((byte,))
     for name in (b"x" + char, b"x" + char + b"y"):
@@ -201,8 +202,8 @@ def test_each_byte_in_a_name_and_in_a_value(byte: int) -> None:
             malformed((*GOOD, field))
 
 
-@pytest.mark.parametrize("name", [b":method", b":scheme", b":path", b":authority"])
-@pytest.mark.parametrize("end", [b"\r", b"\n", b"\0", b"\r\nx: y"])
+@rows("name", [b":method", b":scheme", b":path", b":authority"])
+@rows("end", [b"\r", b"\n", b"\0", b"\r\nx: y"])
 def test_line_ends_in_pseudo_headers(name: bytes, end: bytes) -> None:
     malformed(replaced(name, dict(GOOD)[name] + end))
 
@@ -238,9 +239,7 @@ def test_what_is_said_of_the_length(value: bytes | None, length: int | None) -> 
     assert parse_call((*GOOD, *said)).length == length
 
 
-@pytest.mark.parametrize(
-    "value", [b"", b"+5", b"-5", b"5,5", b"5, 5", b"5 5", b"0x5", b"5.0", b"five", b"9" * 19, b"\xb2"]
-)
+@rows("value", [b"", b"+5", b"-5", b"5,5", b"5, 5", b"5 5", b"0x5", b"5.0", b"five", b"9" * 19, b"\xb2"])
 def test_a_length_that_is_no_number(value: bytes) -> None:
     malformed((*GOOD, (b"content-length", value)))
 
@@ -256,7 +255,7 @@ def test_the_length_of_an_answer_goes_no_further() -> None:
 # gRPC's own
 
 
-@pytest.mark.parametrize(
+@rows(
     "name",
     ["api-key", "authorization", "content-length", "content-type", "grpc-encoding", "grpc-timeout", "te", "host"],
 )
@@ -274,7 +273,7 @@ def test_another_method(method: bytes) -> None:
     assert error.value.status == 421
 
 
-@pytest.mark.parametrize(
+@rows(
     ("content_type", "good"),
     [
         (b"application/grpc", True),
@@ -302,7 +301,7 @@ def test_without_a_content_type() -> None:
     assert error.value.status == 415
 
 
-@pytest.mark.parametrize("timeout", [b"1", b"S", b"123456789S", b"1s", b"-1S", b"1.5S", b"", b"1S "])
+@rows("timeout", [b"1", b"S", b"123456789S", b"1s", b"-1S", b"1.5S", b"", b"1S "])
 def test_malformed_timeouts(timeout: bytes) -> None:
     with pytest.raises((BadRequest, StreamError)):
         parse_call((*GOOD, (b"grpc-timeout", timeout)))
@@ -366,8 +365,8 @@ def test_what_is_stated_anew() -> None:
     )
 
 
-@pytest.mark.parametrize("name", IDENTITY)
-@pytest.mark.parametrize("guise", GUISES)
+@rows("name", IDENTITY)
+@rows("guise", GUISES)
 def test_identity_in_every_alias(name: str, guise: Callable[[str], str]) -> None:
     forged = (guise(name).encode(), FORGED.encode())
     if forged[0] != forged[0].lower():

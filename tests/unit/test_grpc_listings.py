@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
+from support.rows import rows
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.grpc_listings import ENTRIES, STEP, MessageListing, listing_of_call
@@ -74,10 +75,8 @@ def test_what_is_not_known_is_left_out() -> None:
     assert reduced("list_collections", twice) == b""
 
 
-@pytest.mark.parametrize("operation", ENTRIES)
-@pytest.mark.parametrize(
-    "answer", [b"\x0a", b"\x0a\x05docs", b"\x08\x01", b"\x0a\x02\x0a\x01", b"\x0a\x02\x08\x01", b"\0"]
-)
+@rows("operation", ENTRIES)
+@rows("answer", [b"\x0a", b"\x0a\x05docs", b"\x08\x01", b"\x0a\x02\x0a\x01", b"\x0a\x02\x08\x01", b"\0"])
 def test_what_is_not_qdrants_is_not_passed(operation: str, answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         reduced(operation, answer)

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from support.rows import rows
 
 from tlsproxy.authz.access import Condition, Confinement, Value
 from tlsproxy.errors import BadRequest, Unconfined
@@ -159,7 +160,7 @@ INNER = delimited(1, delimited(1, b"b") + delimited(2, b"\x18\x07"))
 OTHER = delimited(1, delimited(1, b"b") + delimited(2, b"\x18\x08"))
 
 
-@pytest.mark.parametrize(
+@rows(
     "payload",
     [
         entry(b"a", delimited(6, INNER + OTHER)),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from support import qdrant_messages as qdrant
+from support.rows import rows
 
 from tlsproxy.authz.access import Scope
 from tlsproxy.errors import BadRequest
@@ -43,7 +44,7 @@ def test_every_method_on_a_collection_has_its_message() -> None:
     assert len(files) == 8
 
 
-@pytest.mark.parametrize("name", [*SHAPES, *PARTS])
+@rows("name", [*SHAPES, *PARTS])
 def test_a_shape_is_what_qdrant_describes(name: str) -> None:
     shape = (SHAPES | PARTS)[name]
     if f"/qdrant.StorageRead/{name.removesuffix('Request')}" in REQUESTS:
@@ -214,7 +215,7 @@ def test_a_batch_is_about_its_own_collection(inner: str) -> None:
     assert named("/qdrant.Points/QueryBatch", batch) == ("a", ("b",))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("path", "message", "text"),
     [
         (QUERY, b"", "no collection is named"),
@@ -247,7 +248,7 @@ def test_what_is_refused_and_how(path: str, message: Any, text: str) -> None:
         named(path, message)
 
 
-@pytest.mark.parametrize("path", sorted(set(REQUESTS) - set(DESCRIBED)))
+@rows("path", sorted(set(REQUESTS) - set(DESCRIBED)))
 def test_files_of_shards_are_a_collections(path: str) -> None:
     assert named(path, b"\x0a\x04docs") == ("docs", ())
     if not path.endswith("ReadMulti"):

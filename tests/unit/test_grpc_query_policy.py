@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from qdrant_client.grpc import collections_service_pb2, points_service_pb2
 from support import qdrant_messages as qdrant
+from support.rows import rows
 
 from tlsproxy.authz.access import ALLOWED, NO_NAMES, UNREAD, GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.authz.admission import Admission
@@ -104,8 +105,8 @@ def test_no_other_method_has_a_row() -> None:
 RIGHTS = [Rights(GlobalMode.M), Rights(GlobalMode.R), Rights(grants=Grants(Grant("docs", write=True, extras=True)))]
 
 
-@pytest.mark.parametrize("rights", RIGHTS, ids=str)
-@pytest.mark.parametrize("part", PART_POLICIES)
+@rows("rights", RIGHTS, ids=str)
+@rows("part", PART_POLICIES)
 def test_a_call_under_a_part_of_a_policy(part: Part, rights: Rights) -> None:
     """It is refused, or its message read, or its answer stripped, as the table says, and never more allowed."""
     policy = PART_POLICIES[part]
@@ -164,7 +165,7 @@ LOOKED = {"Filter", "Query", "SearchParams", "PointsSelector", "OrderBy"}
 EACH = {row.message: row for row in (*ROWS.values(), *_OPERATIONS.values(), _PREFETCH)}
 
 
-@pytest.mark.parametrize("row", EACH.values(), ids=EACH)
+@rows("row", EACH.values(), ids=EACH)
 def test_a_row_has_every_field_of_its_message_that_a_policy_concerns(row: Row) -> None:
     """By the fields' names. The time of a change is not bounded, nor is the point that a page of a scroll begins at."""
     fields = {field.name: field for field in described(row.message).fields}
@@ -231,7 +232,7 @@ def test_a_part_of_an_answer_is_what_qdrant_describes(name: str) -> None:
         assert number in part.within or nested is None or nested.name not in PARTS
 
 
-@pytest.mark.parametrize("path", ANSWERS)
+@rows("path", ANSWERS)
 def test_an_answer_is_what_qdrant_describes(path: str) -> None:
     fields = {one.number: one for one in OUTPUTS[path].fields}
     answer: AnswerPart = ANSWERS[path]

@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.errors import BadRequest, HeadTooLarge
 from tlsproxy.wire.head_buffer import HeadBuffer
@@ -55,7 +56,7 @@ def test_too_much_without_an_end() -> None:
         inbox.head(MAX)
 
 
-@pytest.mark.parametrize("cut", range(1, 18))
+@rows("cut", range(1, 18))
 def test_a_bare_lf_is_told_when_it_comes(cut: int) -> None:
     """A CR that came before the cut belongs to the LF behind it."""
     inbox, line = HeadBuffer(), b"GET / HTTP/1.1\r\nx: 1"

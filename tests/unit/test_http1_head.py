@@ -6,6 +6,7 @@ import httptools
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
 from tlsproxy.wire.http1 import CHUNKED, has_bare_lf, is_identity, parse_request, restate_request, with_host
@@ -126,7 +127,7 @@ def test_any_bytes_are_understood_or_refused(data: bytes) -> None:
     assert str(error)
 
 
-@pytest.mark.parametrize(
+@rows(
     "data",
     [
         head(request=b"GET /  HTTP/1.1"),
@@ -210,7 +211,7 @@ def test_spaces_in_a_value_cost_no_more_than_they_weigh() -> None:
     assert len(parsed.fields[1][1]) == 1_000_002
 
 
-@pytest.mark.parametrize(
+@rows(
     ("name", "identity"),
     [
         (b"api-key", True),

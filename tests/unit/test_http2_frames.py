@@ -14,6 +14,7 @@ from hyperframe.exceptions import InvalidDataError
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, SettingsFrame
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.wire import http2
 from tlsproxy.wire.http2 import (
@@ -147,8 +148,8 @@ ANYWHERE = {Kind.WINDOW_UPDATE, Kind.PUSH_PROMISE}
 """A push is refused by whoever gets one, whatever it stands on."""
 
 
-@pytest.mark.parametrize("kind", range(12))
-@pytest.mark.parametrize("stream", [0, 1])
+@rows("kind", range(12))
+@rows("stream", [0, 1])
 def test_where_and_how_long_a_frame_may_be(kind: int, stream: int) -> None:
     known = kind in iter(Kind)
     misplaced = known and kind not in ANYWHERE and (Kind(kind) in ON_CONNECTION) != (stream == 0)
@@ -203,7 +204,7 @@ def test_padding_that_is_longer_than_its_frame(payload: bytes) -> None:
         assert error.value.code == Code.PROTOCOL_ERROR
 
 
-@pytest.mark.parametrize(
+@rows(
     ("flag", "size"),
     [(PADDED, 0), *((PRIORITISED, size) for size in range(5)), *((PADDED | PRIORITISED, size) for size in range(6))],
 )
@@ -226,8 +227,8 @@ def test_padding_beyond_the_priority() -> None:
 # What is written
 
 
-@pytest.mark.parametrize("size", [0, 1, MAX_FRAME, MAX_FRAME + 1, 2 * MAX_FRAME, 3 * MAX_FRAME + 7])
-@pytest.mark.parametrize("end", [True, False])
+@rows("size", [0, 1, MAX_FRAME, MAX_FRAME + 1, 2 * MAX_FRAME, 3 * MAX_FRAME + 7])
+@rows("end", [True, False])
 def test_a_field_block_takes_as_many_frames_as_it_needs(size: int, end: bool) -> None:  # noqa: FBT001 - a parameter
     block = bytes(range(256)) * (size // 256 + 1)
     written = cut([http2.headers(7, block[:size], END_STREAM if end else 0)])

@@ -15,6 +15,7 @@ from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.identity import Identity, anchor_of, identity_of, identity_of_subject
 
@@ -179,7 +180,7 @@ DEFECTS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DEFECTS)
+@rows("case", DEFECTS)
 def test_defect(case: str) -> None:
     build, says = DEFECTS[case]
     assert identity_of(build()).defect == says

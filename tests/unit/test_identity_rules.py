@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.identity import Anchor, Identity
@@ -39,7 +40,7 @@ def policy(*rules: Rule) -> Policy:
     return Policy(roles={"admin": ADMIN, "ingest": DOCS}, rules=rules, keys=Keys())
 
 
-@pytest.mark.parametrize(
+@rows(
     "matcher",
     [
         Matcher(cn="alice"),
@@ -72,7 +73,7 @@ def test_matches(matcher: Matcher) -> None:
     assert (principal.rule, principal.role, principal.rights) == ("rule", "admin", ADMIN)
 
 
-@pytest.mark.parametrize(
+@rows(
     "matcher",
     [
         Matcher(),
@@ -97,7 +98,7 @@ def test_does_not_match(matcher: Matcher) -> None:
     assert not matcher.matches(ALICE)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("field", "pattern", "form"),
     [
         ("dns", "API.Example.org", "api.example.org"),
@@ -148,7 +149,7 @@ def test_an_issuer_that_is_in_no_doubt_names_its_ca(issuer: str, holds: bool) ->
 FIELDS = ("cn", "o", "ou", "dns", "uri", "email", "ip", "subject", "ca", "ca_sha256")
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@rows("field", FIELDS)
 def test_absent_attribute_is_matched_by_nothing(field: str) -> None:
     assert not Matcher(**{field: "**"}).matches(NOBODY)
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.rows import rows
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "tlsproxy").rglob("*.py"))
@@ -66,7 +67,7 @@ def test_blocking_work_is_done_in_threads_that_nobody_waits_for_at_the_end() -> 
     ]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.relative_to(ROOT).as_posix())
+@rows("module", MODULES, ids=lambda module: module.relative_to(ROOT).as_posix())
 def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
     assert len(module.read_text().splitlines()) <= 500
     assert ast.get_docstring(parsed(module))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.access import Decision, GlobalMode, Rights
 from tlsproxy.authz.admission import Admission, admit
@@ -43,7 +44,7 @@ CLAIMS = {"access": "m", "sub": "user-7", "subject": "Carol", "jti": "t-1 "}
 NOW = 1e9
 
 
-@pytest.mark.parametrize(
+@rows(
     ("kind", "value", "issuer"),
     [
         ("subject", "CN=alice,OU=platform,O=Acme", ""),

@@ -9,6 +9,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.wire import http2
 from tlsproxy.wire.misdirected import Spoken, answer, spoken
@@ -16,7 +17,7 @@ from tlsproxy.wire.misdirected import Spoken, answer, spoken
 ENOUGH = 23
 
 
-@pytest.mark.parametrize(
+@rows(
     ("said", "protocol"),
     [
         (b"GET / HTTP/1.1\r\n", Spoken.HTTP_1),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.config.discovery import configuration_url, openid_configuration
 from tlsproxy.errors import MaterialError
@@ -43,7 +44,7 @@ def test_what_it_says() -> None:
     assert openid_configuration("u", json.dumps(odd).encode(), ISSUER).algorithms == ()
 
 
-@pytest.mark.parametrize(
+@rows(
     ("document", "text"),
     [
         ("<html>", "is not an OpenID configuration: not JSON"),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client.grpc import collections_service_pb2, points_service_pb2, qdrant_pb2, snapshots_service_pb2
 from support.access_table import ROWS
+from support.rows import rows
 
 from tlsproxy.authz.access import BodyNames, Decision, GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.errors import BadRequest, Form
@@ -54,7 +55,7 @@ def test_every_row_of_qdrant_is_here_and_no_other() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@rows(
     ("operation", "surface"),
     TABLE,
     ids=[f"{surface} {operation.method} {operation.path}" for operation, surface in TABLE],
@@ -79,7 +80,7 @@ def test_who_passes_is_who_passes_in_qdrant(operation: Operation, surface: str) 
     assert operation.requirement.listing is bool(row["listing"]) or ("Reflection" in operation.path)
 
 
-@pytest.mark.parametrize("operation", REST, ids=lambda operation: f"{operation.method} {operation.path}")
+@rows("operation", REST, ids=lambda operation: f"{operation.method} {operation.path}")
 def test_each_route_is_recognised_as_itself(operation: Operation) -> None:
     asked = recognise(operation.method, concrete(operation) + "?wait=true")
     assert asked.operation is operation
@@ -118,7 +119,7 @@ def test_the_methods_that_the_client_library_knows_are_all_here() -> None:
     assert found - {operation.path for operation in GRPC} == set()
 
 
-@pytest.mark.parametrize(
+@rows(
     ("method", "target", "name", "collection"),
     [
         ("POST", "/collections/aliases", "change_aliases", None),
@@ -142,7 +143,7 @@ def test_routes_that_look_alike(method: str, target: str, name: str, collection:
     assert (asked.operation.name, asked.collection) == (name, collection)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("method", "target"),
     [
         ("HEAD", "/collections"),
@@ -312,7 +313,7 @@ def test_operations_of_a_release() -> None:
     assert {row.name for row in missing(OLDEST)} > {row.name for row in missing((1, 17))}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("answer", "release", "words"),
     [
         (b'{"version":"1.20.0"}', (1, 20), ""),

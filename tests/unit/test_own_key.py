@@ -4,6 +4,7 @@ import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.qdrant.own_key import LONGEST, refuses_call, refuses_request
 from tlsproxy.wire.grpc import trailers
@@ -30,7 +31,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("text", REFUSALS)
+@rows("text", REFUSALS)
 def test_refusals_of_the_key(text: str) -> None:
     assert refuses_request(401, text.encode())
     assert refuses_request(403, text.encode() + b"\n")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from snapshot_site import ROOT, SERVER
+from support.rows import rows
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.pem.blocks import _boundaries, blocks_of
@@ -23,7 +24,7 @@ def test_text_between_blocks_and_crlf_are_allowed() -> None:
     assert len(blocks_of("f", text)) == 1
 
 
-@pytest.mark.parametrize(
+@rows(
     ("data", "reason"),
     [
         (b"", "is empty"),

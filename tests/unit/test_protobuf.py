@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 from support.qdrant_messages import pieces
+from support.rows import rows
 
 from tlsproxy.wire.protobuf import (
     I32,
@@ -52,7 +53,7 @@ def test_names_at_every_level() -> None:
     assert scanned(delimited(3, b"")) == [("leaf", ""), ("name", "")]
 
 
-@pytest.mark.parametrize(
+@rows(
     "skipped",
     [
         b"",
@@ -78,7 +79,7 @@ def test_what_is_not_asked_for_is_skipped(skipped: bytes) -> None:
     assert scanned(delimited(2, skipped)) == [("name", "")]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("message", "text"),
     [
         (b"\x00", "a field has a number that there is not"),
@@ -107,7 +108,7 @@ def test_no_message_at_all(message: bytes, text: str) -> None:
         list(fields(message))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("message", "text"),
     [
         (delimited(7, b""), "field 7 of node is not known here"),

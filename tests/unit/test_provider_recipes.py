@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt import PyJWS
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from support.documented import ROOT
+from support.rows import rows
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.admission import admit
@@ -101,7 +101,7 @@ def recipe(provider: str) -> tuple[Config, Policy]:
     return config, policy_of(config, Keys(()), tokens, Locks())
 
 
-@pytest.mark.parametrize(("provider", "claims", "expected"), TOKENS)
+@rows(("provider", "claims", "expected"), TOKENS)
 def test_a_recipe(provider: str, claims: dict[str, Any], expected: str) -> None:
     config, policy = recipe(provider)
     (issuer,) = config.jwt_issuers

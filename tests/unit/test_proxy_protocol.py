@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.proxy_headers import LOCAL, PROXY, SIGNATURE, TCP4, TCP6, UNIX, UNSPEC, binary, framed, line, value
+from support.rows import rows
 
 from tlsproxy.wire.proxy_protocol import LONGEST, Announcement, Header, HeaderRefused, read
 
@@ -78,7 +79,7 @@ def test_anything_else_is_refused_or_waited_for_within_bounds(data: bytes) -> No
             read(data + b"\r\n")
 
 
-@pytest.mark.parametrize(
+@rows(
     ("data", "local"),
     [
         (b"PROXY UNKNOWN\r\n", True),
@@ -100,7 +101,7 @@ def test_every_port_may_be_one(port: int) -> None:
     assert told(line("192.0.2.1", port=port)) == told(binary("192.0.2.1", port=port)) == ("192.0.2.1", False)
 
 
-@pytest.mark.parametrize(
+@rows(
     "text",
     [
         "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\n\n",
@@ -151,7 +152,7 @@ def test_the_longest_line() -> None:
     assert outcome(b"PROXY UNKNOWN" + b" " * 94) == MALFORMED, "it need not be waited for"
 
 
-@pytest.mark.parametrize(
+@rows(
     "data",
     [
         framed(0x11, TCP4, bytes(12)),
@@ -187,7 +188,7 @@ def test_the_longest_binary_header() -> None:
     assert told(data) == ("192.0.2.1", False)
 
 
-@pytest.mark.parametrize(
+@rows(
     "data", [HELLO, HELLO[:1], b"GET / HTTP/1.1\r\n", b"POST", b"PRI * HTTP/2.0", b"PROXX", b"PROXY\tTCP4 ", b"proxy ",
              b"\r\n\r\n\r", b"\0", SIGNATURE[1:]],
 )  # fmt: skip

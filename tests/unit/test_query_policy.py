@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.access import GlobalMode, Rights
 from tlsproxy.authz.query_policy import NO_POLICY, KeyPath, QueryPolicy, hidden_keys, merged, parse_key_path, spelled
@@ -32,7 +33,7 @@ POLICIES = st.builds(
 OPERATIONS = (*REST, *GRPC, *OWN, PREFLIGHT)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "path"),
     [
         ("salary", ("salary",)),
@@ -49,9 +50,7 @@ def test_paths_are_read_as_qdrant_reads_them(text: str, path: KeyPath) -> None:
     assert parse_key_path(text) == path
 
 
-@pytest.mark.parametrize(
-    "text", ["", ".", "a.", ".a", "a..b", "[]", "a[b]", "a[-1]", 'a"b"', '"a', '"a\\"b"', "a]", "a" * 1025]
-)
+@rows("text", ["", ".", "a.", ".a", "a..b", "[]", "a[b]", "a[-1]", 'a"b"', '"a', '"a\\"b"', "a]", "a" * 1025])
 def test_other_texts_are_no_paths(text: str) -> None:
     with pytest.raises(ValueError, match="a payload path is expected"):
         parse_key_path(text)
@@ -91,7 +90,7 @@ def test_the_stricter_of_each_part_counts(one: QueryPolicy, other: QueryPolicy, 
         assert treatment(operation, both) == max(treatment(operation, one), treatment(operation, other))
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.path)
+@rows("operation", OPERATIONS, ids=lambda operation: operation.path)
 def test_every_operation_has_a_treatment_under_every_part(operation: Operation) -> None:
     assert treatment(operation, NO_POLICY) is Treatment.FREE
     if operation.upload:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snapshot_site import OTHER, ROOT, hour, site
 from support.certificates import certified
+from support.rows import rows
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.pki import Authority
@@ -57,7 +58,7 @@ WILD = {"dns": ["*.example.org", "*.example.net"]}
 EARLIER = {"not_before": datetime.now(UTC) - hour(5)}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("former", "new", "expected"),
     [
         (chain(ONE), chain(ONE), []),

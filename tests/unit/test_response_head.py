@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, parse_response, parse_unmemoized, parse_unusual
@@ -14,7 +15,7 @@ def parse(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK", to_head: bool = Fal
     return parse_response(status + b"\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n", to_head=to_head)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("lines", "status", "to_head", "length"),
     [
         ((b"content-length: 12",), b"HTTP/1.1 200 OK", False, 12),
@@ -33,7 +34,7 @@ def test_the_length_of_the_body(lines: tuple[bytes, ...], status: bytes, *, to_h
     assert parse(*lines, status=status, to_head=to_head).length == length
 
 
-@pytest.mark.parametrize(
+@rows(
     "lines",
     [
         (b"content-length: 1", b"content-length: 1"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
 from tlsproxy.qdrant.operations import REST, Operation
@@ -49,19 +50,19 @@ def test_which_operations_are_inspected() -> None:
     assert len(BATCH) == 3
 
 
-@pytest.mark.parametrize("operation", SINGLE, ids=lambda operation: operation.path)
-@pytest.mark.parametrize(("body", "names"), BODIES)
+@rows("operation", SINGLE, ids=lambda operation: operation.path)
+@rows(("body", "names"), BODIES)
 def test_every_place(operation: Operation, body: dict[str, Any], names: set[str]) -> None:
     assert set(body_names(operation, body).read) == names
 
 
-@pytest.mark.parametrize("operation", BATCH, ids=lambda operation: operation.path)
-@pytest.mark.parametrize(("body", "names"), BODIES)
+@rows("operation", BATCH, ids=lambda operation: operation.path)
+@rows(("body", "names"), BODIES)
 def test_every_place_of_a_batch(operation: Operation, body: dict[str, Any], names: set[str]) -> None:
     assert set(body_names(operation, {"searches": [{}, body, {"with_lookup": "z"}]}).read) == names | {"z"}
 
 
-@pytest.mark.parametrize(
+@rows(
     "body",
     [
         [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from support.rows import rows
 from support.tenant_roles import confinement
 
 from tlsproxy.authz.access import (
@@ -73,8 +74,8 @@ def refused(decision: Decision) -> tuple[int, str, Form]:
     return decision.status, decision.text, decision.form
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/livez", "/readyz", "/dashboard/index.html"])
-@pytest.mark.parametrize("principal", [ANYBODY, UNMAPPED, ADMIN])
+@rows("path", ["/", "/healthz", "/livez", "/readyz", "/dashboard/index.html"])
+@rows("principal", [ANYBODY, UNMAPPED, ADMIN])
 def test_open_paths_ask_for_nothing(path: str, principal: Principal) -> None:
     assert ask(principal, "GET", path).allowed
     assert ask(principal, "GET", path, key="wrong").allowed
@@ -88,8 +89,8 @@ def test_without_certificate_and_key() -> None:
     assert unknown == (401, "Invalid API key or JWT", Form.BARE)
 
 
-@pytest.mark.parametrize("principal", [ANYBODY, ADMIN])
-@pytest.mark.parametrize("key", ["wrong", "", "manage-key ", "Manage-Key"])
+@rows("principal", [ANYBODY, ADMIN])
+@rows("key", ["wrong", "", "manage-key ", "Manage-Key"])
 def test_a_wrong_key(principal: Principal, key: str) -> None:
     assert refused(ask(principal, "GET", "/collections", key=key)) == (401, "Invalid API key or JWT", Form.BARE)
 
@@ -278,7 +279,7 @@ def test_what_a_request_in_progress_was_confined_to() -> None:
             assert decide_again(now, asked, facts).allowed is allowed
 
 
-@pytest.mark.parametrize(
+@rows(
     ("principal", "method", "path", "facts", "reason"),
     [
         (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, confinement(tenant="acme")), "allowed"),

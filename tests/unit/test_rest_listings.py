@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.operations import REST
@@ -104,8 +105,8 @@ def test_a_long_listing_is_reduced_in_steps(operation: str, result: Any) -> None
     assert len(steps) == len(few) + 3
 
 
-@pytest.mark.parametrize("operation", REDUCTIONS)
-@pytest.mark.parametrize("answer", [b"", b"{", b"[]", b'{"result":[]}', b'{"result":null}', b"\x1f\x8b\x08", b"null"])
+@rows("operation", REDUCTIONS)
+@rows("answer", [b"", b"{", b"[]", b'{"result":[]}', b'{"result":null}', b"\x1f\x8b\x08", b"null"])
 def test_what_is_not_qdrants_is_not_passed(operation: str, answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         at_once(Listing(operation, (DOCS,)).reducing(answer))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qdrant_client.http import models as m
 from support import fake_points
 from support.fake_points import Point
+from support.rows import rows
 from support.tenant_roles import confinement
 
 from tlsproxy.authz.access import UNREAD, Decision, GlobalMode, Rights
@@ -169,7 +170,7 @@ REFUSED: list[tuple[QueryPolicy, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("policy", "path", "body"), REFUSED, ids=lambda value: str(value)[:80])
+@rows(("policy", "path", "body"), REFUSED, ids=lambda value: str(value)[:80])
 def test_too_much_and_hidden_keys_are_refused(policy: QueryPolicy, path: str, body: Any) -> None:
     with pytest.raises((PolicyRefused, BadRequest)) as caught:
         read(policy, path, body)
@@ -271,7 +272,7 @@ CHANGED: list[tuple[QueryPolicy, str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("policy", "path", "body", "expected"), CHANGED, ids=lambda value: str(value)[:60])
+@rows(("policy", "path", "body", "expected"), CHANGED, ids=lambda value: str(value)[:60])
 def test_what_is_absent_or_hidden_is_written(policy: QueryPolicy, path: str, body: Any, expected: Any) -> None:
     assert sent(policy, path, body) == expected
 
@@ -286,7 +287,7 @@ def test_the_conditions_of_a_role_are_not_held_against_its_policy() -> None:
         at_once(deciding_body(of_tenant, asked, changed))
 
 
-@pytest.mark.parametrize("operation", REST, ids=lambda one: f"{one.method} {one.path}")
+@rows("operation", REST, ids=lambda one: f"{one.method} {one.path}")
 def test_every_body_that_is_to_be_read_can_be(operation: Any) -> None:
     """An operation without members is refused, not passed."""
     path = operation.path.replace("{collection_name}", "docs").replace("{tail...}", "x")
@@ -330,7 +331,7 @@ def refusal(method: str, path: str, body: dict[str, Any]) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("method", "path", "model"), MODELS, ids=lambda value: getattr(value, "__name__", value))
+@rows(("method", "path", "model"), MODELS, ids=lambda value: getattr(value, "__name__", value))
 def test_every_member_of_the_client_library_is_known(method: str, path: str, model: Any) -> None:
     for name in model.model_fields:
         assert refusal(method, path, {name: None}) == ""

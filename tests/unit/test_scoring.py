@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 from support.tenant_roles import confinement
 
 from tlsproxy.errors import BadRequest, Unconfined
@@ -49,7 +50,7 @@ def test_what_no_word_has_a_say_in_needs_no_facts() -> None:
             needs_corpus(scored, "words", None)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("release", "allowed"),
     [
         ((1, 18), ()),
@@ -58,7 +59,7 @@ def test_what_no_word_has_a_say_in_needs_no_facts() -> None:
         (None, ()),
     ],
 )
-@pytest.mark.parametrize("vectors", [WORDS, None])
+@rows("vectors", [WORDS, None])
 def test_releases(release: tuple[int, int] | None, vectors: frozenset[str] | None, allowed: tuple[Scored, ...]) -> None:
     """Not to know which vectors have IDF is as if all had."""
     facts = Facts(release, vectors)
@@ -99,7 +100,7 @@ def test_only_what_errs_on_the_safe_side_is_remembered() -> None:
             check_matrix("splade", unknown)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("version", "release"),
     [
         ("1.18.3", (1, 18)),

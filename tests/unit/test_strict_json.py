@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.wire import strict_json
@@ -17,7 +18,7 @@ from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, reading_json
 
 
-@pytest.mark.parametrize(
+@rows(
     "text",
     [
         b"",

@@ -7,13 +7,14 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.subject_names import folded, folded_subject, parsed_subject
 
 QUOTED = r"CN=alice,O=Acme\, Inc.,C=DE"
 
 
-@pytest.mark.parametrize(
+@rows(
     ("own", "spelling"),
     [
         (QUOTED, 'subject=C = DE, O = "Acme, Inc.", CN = alice'),
@@ -39,7 +40,7 @@ def test_one_name(own: str, spelling: str) -> None:
     assert folded_subject(own) == folded_subject(spelling)
 
 
-@pytest.mark.parametrize(
+@rows(
     "text",
     [
         "",

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.actix_paths import names_of
+from support.rows import rows
 
 from tlsproxy.errors import AmbiguousPath, BadRequest, Form
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.target import parse_target
 
 
-@pytest.mark.parametrize(
+@rows(
     ("target", "path", "segments"),
     [
         ("/", "/", ()),
@@ -46,7 +47,7 @@ def test_the_canonical_form(target: str, path: str, segments: tuple[str, ...]) -
     assert (parsed.path, parsed.segments) == (path, segments)
 
 
-@pytest.mark.parametrize(
+@rows(
     "target",
     [
         "*",
@@ -69,7 +70,7 @@ def test_the_malformed(target: str) -> None:
     assert refused.value.status == 400
 
 
-@pytest.mark.parametrize(
+@rows(
     "target",
     [
         "/collections/..",

@@ -12,6 +12,7 @@ from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest
 from qdrant_client.grpc import Filter
 from qdrant_client.local.payload_filters import check_filter
+from support.rows import rows
 from support.tenancy_oracle import is_changeable, is_owned, is_readable
 from support.tenant_roles import confinement
 
@@ -113,7 +114,7 @@ def test_one_is_not_true() -> None:
         marked({"a": True}, marks_of(confinement(a=1)))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("key", "payload", "expected"),
     [
         ("tenant", {}, {"tenant": "acme"}),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from urllib.parse import quote
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.config.model import Config
 from tlsproxy.proxy.core.runtime_limits import LAST_ANSWER, RuntimeLimits
@@ -16,7 +16,7 @@ from tlsproxy.qdrant.timeouts import SNAPSHOT, timeout_in, timeout_of
 from tlsproxy.wire.grpc import deadline_block, seconds_in
 
 
-@pytest.mark.parametrize(
+@rows(
     ("query", "seconds"),
     [
         ("timeout=600", 600),

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from jwt import PyJWS
+from support.rows import rows
 
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.claims import DUPLICATE, PAYLOAD, MalformedToken, read_object
@@ -72,7 +73,7 @@ def test_an_independent_implementation_agrees_on_the_signature() -> None:
     assert rights(mint(KEY, {"access": "r"})) == Rights(everywhere=GlobalMode.R)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("access", "given_rights"),
     [
         ("m", Rights(everywhere=GlobalMode.M)),
@@ -98,7 +99,7 @@ def test_access(access: object, given_rights: Rights) -> None:
     assert rights(token(access=access, key=ALT), WITH_ALT) == given_rights
 
 
-@pytest.mark.parametrize(
+@rows(
     "access",
     [
         None, "", "rw", "prw", "M", 1, True, {}, {"m": None}, [["docs", "r"]], [None], [{}], ["docs"],
@@ -133,7 +134,7 @@ def test_expiry_has_thirty_seconds_of_leeway(seconds: int, outcome: tuple[int, s
         assert refused(text) == outcome
 
 
-@pytest.mark.parametrize("exp", [1.5, -1, "1900000000", None, True, [], 1 << 64, 1e30])
+@rows("exp", [1.5, -1, "1900000000", None, True, [], 1 << 64, 1e30])
 def test_an_expiry_of_another_form_is_no_token(exp: object) -> None:
     assert refused(token(access="r", exp=exp)) == GENERIC
 
@@ -182,15 +183,13 @@ def test_a_wrong_signature_is_told_from_a_wrong_key() -> None:
     assert refused(f"{head}.{payload}.{signature[:-3]}") == SIGNATURE
 
 
-@pytest.mark.parametrize(
-    "text", ["", "wrong", ".", "..", "a.b.c", "foo.bar.baz", "a.b", "a.b.c.d", KEY, "\xe9.\xe9.\xe9"]
-)
+@rows("text", ["", "wrong", ".", "..", "a.b.c", "foo.bar.baz", "a.b", "a.b.c.d", KEY, "\xe9.\xe9.\xe9"])
 def test_what_does_not_look_like_a_token_is_a_wrong_key(text: str) -> None:
     assert refused(text) == GENERIC
 
 
-@pytest.mark.parametrize("part", [0, 1, 2])
-@pytest.mark.parametrize("change", ["=", "==", "+", " ", "\n", "%3D"])
+@rows("part", [0, 1, 2])
+@rows("change", ["=", "==", "+", " ", "\n", "%3D"])
 def test_padding_and_other_alphabets_are_refused(part: int, change: str) -> None:
     parts = token(access="r").split(".")
     parts[part] += change
@@ -207,7 +206,7 @@ def test_bits_that_no_encoder_sets_are_refused() -> None:
     assert refused(".".join(parts)) == GENERIC
 
 
-@pytest.mark.parametrize(
+@rows(
     "header",
     [
         '{"alg":"none"}', '{"alg":"None"}', '{"alg":"HS384"}', '{"alg":"RS256"}', '{"alg":"hs256"}', '{"alg":""}',
@@ -227,7 +226,7 @@ def test_a_header_chooses_nothing(header: str) -> None:
     assert rights(raw('{"access":"r"}', header))
 
 
-@pytest.mark.parametrize(
+@rows(
     "payload",
     [
         "", "null", "[]", '"m"', "{", '{"access":"r","access":"m"}', '{"access":"r","x":{"a":1,"a":2}}',
@@ -337,7 +336,7 @@ def test_value_exists_becomes_a_question_to_the_upstream() -> None:
     assert one.claims.exists != two.claims.exists
 
 
-@pytest.mark.parametrize(
+@rows(
     "claim",
     [
         {}, {"collection": "a"}, {"collection": 1, "matches": []}, {"collection": "a", "matches": {}}, "a", 1,
@@ -454,7 +453,7 @@ BOUND = {"cnf": {"x5t#S256": b64(bytes(32))}}
 STRICT = Tokens(TOKENS.verifiers, require_exp=True)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "tokens", "reason", "shown"),
     [
         ("a.b", TOKENS, "invalid_key", GENERIC[1]),

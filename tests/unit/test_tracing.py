@@ -7,6 +7,7 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.errors import RequestError
 from tlsproxy.wire.grpc import parse_call
@@ -61,7 +62,7 @@ def test_a_well_formed_traceparent_is_passed_on_as_it_is(parent: str) -> None:
     assert tracing.fields == ((b"traceparent", parent.encode()), (b"tracestate", b"a=1,,b@c=2,d= 3"))
 
 
-@pytest.mark.parametrize(
+@rows(
     "parent",
     [
         "",
@@ -88,7 +89,7 @@ def test_two_traceparents_are_none() -> None:
     assert (tracing.trace_id, tracing.fields) == ("", ())
 
 
-@pytest.mark.parametrize(
+@rows(
     "state",
     [
         "",

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.authz.identity import Anchor, Identity
 from tlsproxy.authz.matcher import Matcher
@@ -201,7 +202,7 @@ def test_all_names_must_be_within(dns: list[str], uris: list[str], emails: list[
     assert (OWN.outside(identity) == "") is expected
 
 
-@pytest.mark.parametrize(
+@rows(
     ("names", "outside"),
     [
         ({"uris": ("spiffe://partner.example/a", "https://partner.example")}, "URI https://partner.example"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.wire.usage_filter import REACH, UsageFilter
 
@@ -78,9 +79,7 @@ def test_what_has_none_is_the_same_to_the_byte(asked: tuple[dict[str, Any], byte
     assert cut(body, 10, 100) == body
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"null", b"[]", b"{}", b"healthz check passed", b'"usage"', b'{"usage"', b"\xff"]
-)
+@rows("body", [b"", b"null", b"[]", b"{}", b"healthz check passed", b'"usage"', b'{"usage"', b"\xff"])
 def test_what_is_no_such_answer_stays(body: bytes) -> None:
     assert cut(body) == body
     assert cut(body, *[1] * len(body)) == body

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import rows
 
 from tlsproxy.service.workers.process import BUILDING
 from tlsproxy.service.workers.publication import Progress, WorkerState, is_over, lag_reason
@@ -43,12 +43,12 @@ LEFT_BEHIND = {
 }
 
 
-@pytest.mark.parametrize(("worker", "quickest"), WAITED_FOR.values(), ids=WAITED_FOR)
+@rows(("worker", "quickest"), WAITED_FOR.values(), ids=WAITED_FOR)
 def test_it_is_waited_for(worker: Progress, quickest: float | None) -> None:
     assert lag_reason(worker, quickest) == ""
 
 
-@pytest.mark.parametrize(("worker", "quickest"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+@rows(("worker", "quickest"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
 def test_it_is_left_behind(worker: Progress, quickest: float | None) -> None:
     assert lag_reason(worker, quickest)
     assert not is_over([worker], QUICK), "it must have ended before others are told that all serve"
