@@ -120,6 +120,7 @@ def test_much_that_waits_for_the_connection_leaves_its_deadline(
         assert stream.deadline == deadline
         await asyncio.wait_for(owner.established.wait(), 5)
         stream.abort()
+        assert stream.silent_for() is None, "until it is told, others may ask"
         await asyncio.wait_for(owner.lost, 5)
         deadlines.close()
 

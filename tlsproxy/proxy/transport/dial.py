@@ -131,10 +131,10 @@ class DialledStream(Stream):
                 self._await_room()
 
     def silent_for(self) -> float | None:
-        """Seconds since the last received byte; None where bytes were sent after it, and for a unix socket, which keeps
-        no times.
+        """Seconds since the last received byte; None where bytes were sent after it, and at the end of the stream. A
+        unix socket keeps no times: None too.
         """
-        if self.address[0] == socket.AF_UNIX:
+        if self.closed or self.address[0] == socket.AF_UNIX:
             return None
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         sent, received = _TCP_INFO.unpack(info)
