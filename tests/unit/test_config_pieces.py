@@ -291,3 +291,20 @@ def test_a_file_that_comes_changes_or_goes_is_a_change_by_name(tmp_path: Path, p
         ("setting", "log_level", "changed"),
         ("file", "a.yaml", "removed"),
     ]
+
+
+# A bundle that is not there
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "text"),
+    [
+        ("http://127.0.0.1:9/b", "gone.pub", "gone.pub: does not exist"),
+        ("http://10.0.0.1/b", "server.pem", "tlsproxy.yaml:1:10 bundle.url: keys over plain http"),
+        ("http://127.0.0.1:9/b", "server.pem", "configuration.bundle: there is no bundle that was fetched"),
+    ],
+)
+def test_a_bundle_that_cannot_be_had_is_told(place: Path, url: str, key: str, text: str) -> None:
+    config = place / "tlsproxy.yaml"
+    config.write_text(f"bundle: {{url: '{url}', public_key: {key}}}\n" + config.read_text())
+    assert text in failure(place)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from tlsproxy.config.bundle import BundleConfig
 from tlsproxy.config.callers import Section
 from tlsproxy.config.checks import ITEMS, findings
+from tlsproxy.config.endpoints import check_key_set_url
 from tlsproxy.config.environment import PREFIX, overlay
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.hints import form_hint, place_hint
@@ -137,7 +138,12 @@ def _bundle_settings(data: bytes, path: Path, base: Path, environ: tuple[tuple[s
     _drop_empty(tree)
     if list(_resolve_paths(tree, lambda _: base, dict(environ))):
         return None
-    return _validate(tree).config.bundle
+    settings = _validate(tree).config.bundle
+    try:
+        check_key_set_url("" if settings is None else settings.url)
+    except ValueError:
+        return None
+    return settings
 
 
 def bundle_settings(data: bytes, path: Path, environ: Mapping[str, str]) -> BundleConfig | None:

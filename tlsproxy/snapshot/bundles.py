@@ -61,7 +61,7 @@ class Bundles:
     async def first(self) -> str:
         """Fetch before the start. Returns a warning, if the bundle that was kept has to serve; "" for none.
 
-        Raises MaterialError without any bundle: a retry may succeed.
+        Raises MaterialError without any bundle, where a retry may succeed, and without a key.
         """
         try:
             data = await in_thread(read_argument, self._config_path, CONFIG_LIMIT)
@@ -70,6 +70,7 @@ class Bundles:
         settings = bundle_settings(data, self._config_path, self._environ)
         if settings is None:
             return ""
+        await in_thread(_keys, settings)  # of the machine, which a retry does not mend
         self._error = error = await self._refreshed(settings, None)
         if error and self._bundle is None:
             text = f"{error}; and there is no earlier one in {settings.cache}"

@@ -82,7 +82,12 @@ def config_files(
     cache = settings.cache
     beside |= _sound(access.contents(settings.keys, KEY_LIMIT))
     if candidate is None:
-        beside |= _sound(access.contents([cache], MAX_BUNDLE))
+        kept = access.contents([cache], MAX_BUNDLE)[cache]
+        if isinstance(kept, MaterialError):
+            raise MaterialError(
+                str(cache), f"there is no bundle that was fetched ({kept.text}); `run` fetches it", kept.kind
+            )
+        beside[cache] = kept
     keys = [(str(path), beside[path]) for path in settings.keys]
     bundle = opened(str(cache), beside[cache] if candidate is None else candidate, keys)
     return ConfigFiles(data, (*pieces, *bundle.pieces(cache)), beside, directories, bundle, cache)
