@@ -93,7 +93,7 @@ class Site:
         for name, section in sections.items():
             config[name] = config.get(name, {}) | section if isinstance(section, dict) else section
         path = self.directory / f"tlsproxy-{next(self._numbers)}.yaml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.dump(config, Dumper=yaml.CSafeDumper))
         return path
 
     def edit_config(self, path: Path, **sections: dict[str, Any] | list[Any]) -> None:
@@ -101,7 +101,7 @@ class Site:
         config = yaml.safe_load(path.read_text())
         for name, section in sections.items():
             config[name] = config.get(name, {}) | section if isinstance(section, dict) else section
-        self.replace(path.name, yaml.safe_dump(config).encode())
+        self.replace(path.name, yaml.dump(config, Dumper=yaml.CSafeDumper).encode())
 
     def client(self, name: str | None = "admin") -> ssl.SSLContext:
         """A client context that trusts the CA and, unless ``name`` is None, has that client's certificate."""

@@ -20,6 +20,7 @@ from tlsproxy.errors import MaterialError
 
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 EC_384 = ec.generate_private_key(ec.SECP384R1())
+RSA_KEY = rsa.generate_private_key(65537, 2048)
 ED_KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 
 
@@ -54,8 +55,8 @@ def key_set(*keys: Any) -> bytes:
     [
         ("ES256", pem(EC_KEY)),
         ("ES384", pem(EC_384)),
-        ("RS256", pem(rsa.generate_private_key(65537, 2048))),
-        ("PS512", pem(rsa.generate_private_key(65537, 2048))),
+        ("RS256", pem(RSA_KEY)),
+        ("PS512", pem(RSA_KEY)),
         ("EdDSA", pem(ed25519.Ed25519PrivateKey.generate())),
         ("ES256", key_set(jwk(EC_KEY, kid="1", use="sig", alg="ES256"))),
         ("ES256", key_set({"kty": "oct", "k": "AA"}, {"kty": "RSA"}, jwk(EC_KEY), jwk(EC_384, alg="ES384"))),

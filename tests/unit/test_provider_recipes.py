@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from jwt import PyJWS
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from support.documented import ROOT
 from support.rows import rows
+from test_config_tokens import RSA_KEY
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.admission import admit
@@ -27,7 +28,6 @@ from tlsproxy.config.tokens import key_sources, resolve_tokens
 
 NOW = 1_800_000_000.0
 USUAL = {"iat": int(NOW) - 60, "nbf": int(NOW) - 60, "exp": int(NOW) + 600}
-RSA_KEY = rsa.generate_private_key(65537, 2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 TENANT = "72f988bf-86f1-41af-91ab-2d7cd011db47"
 CLUSTER = {"namespace": "web", "pod": {"name": "web-0", "uid": "1"}, "serviceaccount": {"name": "default", "uid": "2"}}

@@ -52,7 +52,7 @@ def names(former: Chain, new: Chain) -> list[str]:
     return [one.partition(":")[0] for one in found]
 
 
-RSA = {bits: rsa.generate_private_key(65537, bits) for bits in (2048, 3072)}
+RSA = {bits: rsa.generate_private_key(65537, bits) for bits in (1024, 2048)}
 P256, P384 = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
 WILD = {"dns": ["*.example.org", "*.example.net"]}
 EARLIER = {"not_before": datetime.now(UTC) - hour(5)}
@@ -84,11 +84,11 @@ EARLIER = {"not_before": datetime.now(UTC) - hour(5)}
         (chain(ROOT, **WILD), chain(ROOT), ["names_gone"]),
         (chain(ROOT, dns=["a.db.example.org"]), chain(ROOT, dns=["*.example.org"]), ["names_gone"]),
         (chain(ROOT), chain(ROOT, **EARLIER), ["older_certificate"]),
-        (keyed(RSA[3072]), keyed(RSA[2048]), ["shorter_key"]),
+        (keyed(RSA[2048]), keyed(RSA[1024]), ["shorter_key"]),
         (keyed(P384), keyed(P256), ["shorter_key"]),
-        (keyed(RSA[2048]), keyed(RSA[3072]), []),
-        (keyed(RSA[3072]), keyed(P256), []),
-        (keyed(P256), keyed(RSA[2048]), []),
+        (keyed(RSA[1024]), keyed(RSA[2048]), []),
+        (keyed(RSA[2048]), keyed(P256), []),
+        (keyed(P256), keyed(RSA[1024]), []),
         ((), chain(ONE, count=1), []),
         ((), keyed(ed25519.Ed25519PrivateKey.generate()), ["ed25519_key"]),
         (keyed(P256), keyed(ed25519.Ed25519PrivateKey.generate()), ["ed25519_key"]),
@@ -104,7 +104,7 @@ def test_each_says_what_is_different() -> None:
     assert "fullchain.pem" in suspicions(chain(ONE), chain(ONE, count=1))[0]
     assert "*.example.net, 10.0.0.1" in suspicions(chain(ROOT), chain(ROOT, dns=["db.example.org"], ips=()))[0]
     assert "CN=other root, its predecessor of CN=test root" in suspicions(chain(ROOT), chain(OTHER))[0]
-    assert "2048 bits in place of 3072" in suspicions(keyed(RSA[3072]), keyed(RSA[2048]))[0]
+    assert "1024 bits in place of 2048" in suspicions(keyed(RSA[2048]), keyed(RSA[1024]))[0]
 
 
 LABELS = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3, unique=True)

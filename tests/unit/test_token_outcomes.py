@@ -9,12 +9,13 @@ import json
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from jwt import PyJWS
 from support.rows import rows
+from test_config_tokens import RSA_KEY
 
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.claims import DUPLICATE, PAYLOAD, MalformedToken, read_object
@@ -355,7 +356,6 @@ def test_value_exists_of_another_form(claim: object) -> None:
 
 
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
-RSA_KEY = rsa.generate_private_key(65537, 2048)
 ISSUER = "https://login.example.org/"
 
 
