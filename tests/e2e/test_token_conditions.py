@@ -185,3 +185,17 @@ def test_an_upstream_that_is_down(site: Site) -> None:
     config = site.write_config("http://127.0.0.1:1", service=SERVICE)
     with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
         assert connection.ask(*READ, [("api-key", token())]).status == 502
+
+
+@pytest.mark.parametrize(("scroll", "status"), [(EMPTY, 401), (MISSING, 403), (FOUND, 200)])
+def test_answers_of_the_gateways_own_need_the_point_too(
+    site: Site, upstream: ScriptedUpstream, scroll: bytes, status: int
+) -> None:
+    scripted(upstream, scroll)
+    bearer = mint(KEY, {"access": "m", "value_exists": {"collection": "users", "matches": []}})
+    config = site.write_config(upstream.url, service=SERVICE, audit={"enabled": True, "dir": str(site.directory / "a")})
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        for method, path, body in [("GET", "/_tlsproxy/whoami", b""), ("POST", "/audit/logs", b"{}")]:
+            assert connection.ask(method, path, [("api-key", bearer)], body).status == status, path
+            assert connection.ask("GET", "/healthz", [("api-key", bearer)]).status == 200
+    assert [each.line for each in upstream.requests].count(SCROLL) == 2

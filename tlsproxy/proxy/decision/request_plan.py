@@ -352,9 +352,9 @@ class Plans:
         if decision is ALLOWED and operation is PREFLIGHT:
             route, fields = preflight(head, self._origins), b""
         elif decision is ALLOWED and operation is WHOAMI and admission is not None:
-            route = whoami(admission)
+            route, exists = whoami(admission), _exists(asked, admission)
         elif decision is ALLOWED and operation is AUDIT_LOGS:
-            route = AUDIT_SEARCH
+            route, exists = AUDIT_SEARCH, _exists(asked, admission)
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             own = own_affinity(head, self._affinity_key, admission)
             affinity = own or clients_affinity(head)
@@ -429,9 +429,9 @@ def _presented(head: RequestHead) -> str | None:
     return presented_key(head.value(b"api-key"), head.value(b"authorization"))
 
 
-def _exists(asked: Recognised, admission: Admission | None) -> ValueExists | None:
+def _exists(asked: Recognised | None, admission: Admission | None) -> ValueExists | None:
     """What is open to anybody is open to the bearer of any token too."""
     credential = admission.credential if admission is not None else None
-    if credential is None or (asked.operation is not None and asked.operation.open):
+    if credential is None or (asked is not None and asked.operation is not None and asked.operation.open):
         return None
     return credential.exists

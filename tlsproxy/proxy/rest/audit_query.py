@@ -26,25 +26,30 @@ _SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time",
 class AuditLogsExchange(DeliveredExchange):
     """Reads the small body whole, searches the log in a thread, and answers in Qdrant's form.
 
-    ``_searching``: the thread uses reserved memory, which outlasts an exchange that ends before the search.
+    ``_asked``: the point that the token requires is there. ``_searching``: the thread uses reserved memory, which
+    outlasts an exchange that ends before the search.
     """
 
-    __slots__ = ("_largest", "_searching")
+    __slots__ = ("_asked", "_largest", "_searching")
 
     def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
         self._largest = 0
-        self._searching = False
+        self._asked = self._searching = False
 
     @property
     def sending(self) -> bool:
-        return self.record.admitted and not self.body.done
+        return self._asked and not self.body.done
 
     @property
     def taken(self) -> bytes | None:
         return None if self.record.bytes_in else b""
 
     def _start(self) -> None:
+        self._ask_of_token(self._read_body)
+
+    def _read_body(self) -> None:
+        self._asked = True
         self._wait(SLOW_BODY)
         if self.record.plan.expects_continue:
             self._stream.write(CONTINUE)

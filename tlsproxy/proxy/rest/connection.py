@@ -233,7 +233,7 @@ class RestConnection:
 
     def _reply(self, record: Record[Plan], error: RequestError | None = None) -> None:
         """Answers without the upstream, once the audit log has room: with ``error``, or by the plan."""
-        if not record.admit(self._gateway):
+        if record.plan.exists is not None or not record.admit(self._gateway):
             self._take_up(LocalExchange(self, record, self._body, error))
         else:
             self._settle(record.plan, error)

@@ -146,12 +146,16 @@ class Exchange:
         self._acquire()
 
     def _acquire(self) -> None:
+        self._ask_of_token(self._ask_of_examples)
+
+    def _ask_of_token(self, go_on: Work) -> None:
+        """Continues once the point that the token requires is known to exist. Raises :class:`RequestError`."""
         plan = self.record.plan
         if plan.exists is None:
-            self._ask_of_examples()
+            go_on()
             return
         self._wait(_UNCHECKED)
-        checked = partial(self._checked, self._ask_of_examples)
+        checked = partial(self._checked, go_on)
         self._link.upstreams.points.ask(plan.exists, plan.affinity, self.account, checked)
 
     def _ask_of_examples(self) -> None:

@@ -1,4 +1,4 @@
-"""Exchange of a request that the gateway answers itself, while its response waits for room in the audit log."""
+"""Exchange of a request that the gateway answers itself: waits for room in the audit log and for a token's point."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LocalExchange(Exchange):
         if self._error is not None:
             self._client.exchange_failed(self._error)
         else:
-            self._client.exchange_settled()
+            self._ask_of_token(self._client.exchange_settled)
 
     def under(self, present: Plan) -> Plan | Decision:
         """Plan under the present rules: an answer is made or refused by them, a refusal stays as it was."""
