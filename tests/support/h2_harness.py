@@ -323,7 +323,7 @@ class Ends:
         self.client, self.upstream = End(client=True), End(client=False)
         if dialled:
             self.session.data_received(self.client.connection.data_to_send())
-            self.session.dial()
+            self.session.dial(self.gateway.balancer.nodes[0])
             self._look()
 
     @property

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from hashlib import blake2b
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from tlsproxy.config.model import HttpProtocol
 from tlsproxy.memo import Memo
@@ -35,6 +35,7 @@ RANKINGS: Final = 4096
 
 Condition = Literal["up", "drained", "down", "ejected"]
 """down: by its checks. ejected: by requests that failed."""
+_OUT: Final = frozenset[Condition](("down", "ejected"))
 
 
 class Api:
@@ -51,13 +52,20 @@ class Api:
         self.up = True
 
 
+class NodeUser(Protocol):
+    """A connection that stays at its node. ``out``: the node serves no more, and another one does."""
+
+    def out(self) -> None: ...
+
+
 class NodeState:
     """A node of the present generation, or a former one (``gone``) as long as something refers to it.
 
     ``in_flight``: requests and calls under way. ``connections``: those in use. ``since``: when it came, or comes, back.
+    ``users`` are told when it serves no more.
     """
 
-    __slots__ = ("_credit", "connections", "gone", "grpc", "in_flight", "index", "node", "rest", "since")
+    __slots__ = ("_credit", "connections", "gone", "grpc", "in_flight", "index", "node", "rest", "since", "users")
 
     def __init__(self, node: Node, since: float) -> None:
         self.node = node
@@ -65,6 +73,7 @@ class NodeState:
         self.index = self.in_flight = self.connections = 0
         self.rest, self.grpc = Api(), Api()
         self.gone = False
+        self.users: dict[NodeUser, None] = {}
         self._credit = 0.0
 
     def api(self, protocol: HttpProtocol) -> Api:
@@ -138,6 +147,20 @@ class Balancer:
         self.only = states[0] if len(states) == 1 and not states[0].node.drained else None
         self._rankings.clear()
 
+    @property
+    def several(self) -> bool:
+        return len(self.nodes) > 1
+
+    def is_out(self, state: NodeState, now: float) -> bool:
+        """Whether it serves no more, and another one does."""
+        return state.condition(now) in _OUT and any(one.condition(now) == "up" for one in self.nodes)
+
+    def _tell(self, now: float) -> None:
+        for state in self.nodes:
+            if state.users and self.is_out(state, now):
+                for user in list(state.users):
+                    user.out()
+
     def choose(self, account: Account, now: float, tried: Collection[NodeState] = ()) -> NodeState | None:
         """The node for a request or connection of this account; None if all that are not drained were ``tried``."""
         turn = self._turn
@@ -180,8 +203,7 @@ class Balancer:
             if now < api.until:
                 api.until = state.since = now
 
-    @staticmethod
-    def failed(state: NodeState, protocol: HttpProtocol, now: float) -> None:
+    def failed(self, state: NodeState, protocol: HttpProtocol, now: float) -> None:
         api = state.api(protocol)
         if now < api.until:
             return
@@ -189,9 +211,9 @@ class Balancer:
         if api.failures >= FAILURES:
             api.pause = min(max(2 * api.pause, FIRST_PAUSE), LONGEST_PAUSE)
             api.until = state.since = now + api.pause
+            self._tell(now)
 
-    @staticmethod
-    def checked(state: NodeState, protocol: HttpProtocol, now: float, *, good: bool) -> None:
+    def checked(self, state: NodeState, protocol: HttpProtocol, now: float, *, good: bool) -> None:
         """Result of an active check."""
         api = state.api(protocol)
         api.against = 0 if good is api.up else api.against + 1
@@ -199,6 +221,7 @@ class Balancer:
             api.up, api.against = good, 0
             if good:
                 state.since = max(state.since, now)
+            self._tell(now)
 
 
 def _urls(node: Node) -> tuple[str, str]:

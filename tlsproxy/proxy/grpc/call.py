@@ -465,7 +465,7 @@ class Call:
             self.recorded = True
             relay.finish(self.record, reason)
         if not relay.calls:
-            relay.dialler.rest()
+            relay.dialler.rest(answered=self.answered)
             relay.session.rest()
         if relay.deferred:
             relay.drop_deferred(self.stream)

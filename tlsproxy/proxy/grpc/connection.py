@@ -13,6 +13,7 @@ from typing import Final, cast
 
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.balancer import NodeState
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway, moved
 from tlsproxy.proxy.core.impact_analysis import Outlook
@@ -118,9 +119,9 @@ class GrpcConnection:
     def idle(self) -> bool:
         return not (self.relay.calls or self.formers)
 
-    def dial(self) -> None:
-        """There is a call for the upstream. Raises OSError."""
-        self.relay.upstream = GrpcUpstream(self.relay, self.settings)
+    def dial(self, node: NodeState) -> None:
+        """There is a call for this node of the upstream. Raises OSError."""
+        self.relay.upstream = GrpcUpstream(self.relay, self.settings, node.node)
 
     # The stream
 
@@ -182,11 +183,13 @@ class GrpcConnection:
             relay.dialler.dial_again()
             self.reading_changed()
         elif relay.upstream_moved:
-            self._part(side)
+            self.part()
 
-    def _part(self, side: UpstreamSide) -> None:
+    def part(self) -> None:
         """Leaves the upstream connection, to the calls that are there."""
-        former = None
+        former, side = None, self.relay.upstream
+        if side is None:
+            return
         if self.relay.calls:
             former = Former(self)
             former.half = GrpcConnection(self.gateway, self._upstreams, former, copy(self.entry), lambda: None)
@@ -303,10 +306,10 @@ class GrpcConnection:
     # The upstream's end
 
     def upstream_lost(self, error: RequestError) -> None:
-        """Every open call is told; so are those that were about to be made."""
-        if self.upstream_error is not None or self.state is ENDED:
+        """Every open call is told; so are those that were about to be made, where there is no other node."""
+        if self.upstream_error is not None or self.state is ENDED or self.relay.dialler.lost(error):
             return
-        if self.formers:  # whose calls go on, and so does the connection
+        if self.formers or self._has_others:  # the connection goes on
             for call in list(self.relay.calls.values()):
                 call.refuse(error)
             self.relay.dialler.close()
@@ -325,15 +328,26 @@ class GrpcConnection:
             self.rest()
             self.settle()
 
-    def upstream_leaves(self, last: int) -> None:
-        """Its GOAWAY, which the client gets too: calls beyond the last one it takes are the client's to make again."""
-        self._move(LEAVE)
+    @property
+    def _has_others(self) -> bool:
+        """Whether the next call may go to another node, of those that are not drained."""
+        return not self.relay.former and self.gateway.balancer.several
+
+    def upstream_leaves(self, last: int) -> bool:
+        """Its GOAWAY, which the client gets too if there is no other node.
+
+        Calls beyond the last one it takes are the client's to make again.
+        """
+        goes_on = self._has_others
+        if not goes_on:
+            self._move(LEAVE)
         for call in [call for stream, call in self.relay.calls.items() if stream > last]:
             call.record.grpc_status = GrpcStatus.UNAVAILABLE.value
-            if self.relay.former:  # whose client does not hear of it
+            if goes_on or self.relay.former:  # the client does not hear of it
                 call.reset(Code.REFUSED_STREAM, "upstream_goaway")
             else:
                 call.forget("upstream_goaway")
+        return not goes_on
 
     # The end
 

@@ -243,7 +243,7 @@ class RebuiltMessage:
         side = relay.upstream
         if side is None or not relay.upstream_moved:
             return not moved(asked_of, relay.gateway.generation, "rest")
-        return side.stream.address in asked_of.nodes[0].api("grpc").addresses
+        return any(side.stream.address in node.api("grpc").addresses for node in asked_of.nodes)
 
     def _check_asked(self) -> None:
         """Checks that the upstream that is asked would get the message. Raises :class:`UpstreamChanged`."""

@@ -172,9 +172,13 @@ class Relay(Generic[C]):
 
     @property
     def upstream_moved(self) -> bool:
-        """Whether its upstream connection leads where the upstream is no more."""
+        """Whether its upstream connection leads where the upstream is no more, or to a drained node."""
         side = self.upstream
-        return side is not None and side.stream.address not in self.gateway.generation.nodes[0].api("grpc").addresses
+        return side is not None and not any(
+            side.stream.address in node.api("grpc").addresses
+            for node in self.gateway.generation.nodes
+            if not node.drained
+        )
 
     @property
     def all_written(self) -> bool:

@@ -25,6 +25,7 @@ from tlsproxy.proxy.grpc.settings import SettingsExchange
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import DialledStream, dial_failure
 from tlsproxy.qdrant.own_key import DENIED_CALLS, refuses_call
+from tlsproxy.snapshot.nodes import Node
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, write
 from tlsproxy.wire.flow_control import overspent
@@ -38,6 +39,7 @@ from tlsproxy.wire.http2 import (
     END_STREAM,
     HEADER,
     HEADERS,
+    MAX_STREAM,
     WHOLE_FIELDS,
     Code,
     Frames,
@@ -57,7 +59,8 @@ _RESET: Final[dict[int, GrpcStatus]] = {
 
 
 class GrpcUpstream:
-    """One connection, for as long as its client's. ``blocked``: the client has left no room for what comes next.
+    """One connection to a node, for as long as its client's. ``blocked``: the client has left no room for what comes
+    next. ``leaving``: it takes no more calls, and the client does not hear of it.
 
     ``stands``: the upstream has taken it; ``established``: its SETTINGS have come. Handlers of a frame return what goes
     to the client in its place, None for the frame itself.
@@ -73,13 +76,14 @@ class GrpcUpstream:
         "_reader",
         "blocked",
         "established",
+        "leaving",
         "relay",
         "settings",
         "stands",
         "stream",
     )
 
-    def __init__(self, relay: Relay[Call], settings: SettingsExchange) -> None:
+    def __init__(self, relay: Relay[Call], settings: SettingsExchange, node: Node) -> None:
         """Raises OSError where no socket is to be had."""
         self.relay = relay
         self.settings = settings
@@ -88,10 +92,10 @@ class GrpcUpstream:
         self._block: bytearray | None = None
         self._raw: list[bytes] = []
         self._block_begin = (0, 0)
-        self.established = self.stands = self.blocked = self._queued = False
+        self.established = self.stands = self.blocked = self.leaving = self._queued = False
         self._own_settings = True
         gateway = relay.gateway
-        addresses, bounds = gateway.generation.nodes[0].api("grpc").addresses, gateway.bounds
+        addresses, bounds = node.api("grpc").addresses, gateway.bounds
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
@@ -164,6 +168,9 @@ class GrpcUpstream:
             relay.give_back_upstream(credit - window.credit)
         if self._frames.more:
             self._wait_for_turn()
+        if self.leaving and relay.upstream is self:
+            self.leaving = False
+            relay.session.part()
         relay.session.settle()
 
     def _take_turn(self) -> None:
@@ -290,10 +297,10 @@ class GrpcUpstream:
         if kind == Kind.PUSH_PROMISE:
             raise UpstreamBroken("a push that nobody asked for")
         if kind == Kind.GOAWAY:
-            self.relay.session.upstream_leaves(int.from_bytes(payload[:4], "big") & http2.MAX_STREAM)
+            self.leaving = not self.relay.session.upstream_leaves(int.from_bytes(payload[:4], "big") & MAX_STREAM)
         if kind == Kind.PING and not flags & ACK:
             self.relay.up.append(http2.frame(Kind.PING, ACK, 0, payload))
-        return None if kind == Kind.GOAWAY else b""
+        return None if kind == Kind.GOAWAY and not self.leaving else b""
 
     def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """DATA of a call whose answer is reduced, or of none any more."""

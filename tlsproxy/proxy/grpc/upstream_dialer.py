@@ -1,5 +1,9 @@
 """Dialling of an upstream connection for a client's gRPC connection: for the first call that may go up, and no sooner.
 
+Of several nodes the balancer chooses one for the connection, which stays there while the node serves. Where it cannot
+be reached, another is dialled. Its calls count among the node's requests in flight: one from the first on, all of them
+once a second.
+
 An upstream connection is a place of ``upstream.max_connections`` while there are calls on it. Without any it is in
 nobody's place and stays for as long as there is room (:mod:`tlsproxy.proxy.upstream.pool`); after that its client,
 which has nothing under way, is told by GOAWAY to begin anew with its next call.
@@ -9,7 +13,8 @@ from __future__ import annotations
 
 import time
 
-from tlsproxy.errors import Overloaded, RequestError
+from tlsproxy.errors import OutOfDescriptors, Overloaded, RequestError, UpstreamUnreachable
+from tlsproxy.proxy.core.balancer import NodeState
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.call_timeouts import client_may_send, client_must_take
 from tlsproxy.proxy.grpc.relay import Relay
@@ -21,14 +26,21 @@ from tlsproxy.wire.http2 import Code
 
 
 class Dialler:
-    """Holder of a place among the upstream connections. ``since``: when it began to wait for one (monotonic clock)."""
+    """Holder of a place among the upstream connections. ``since``: when it began to wait for one (monotonic clock).
 
-    __slots__ = ("_place", "_pool", "relay", "since")
+    ``_node`` is the one of the upstream connection, ``_tried`` are those that were dialled for it; ``_counted`` calls
+    are among the node's requests in flight.
+    """
+
+    __slots__ = ("_counted", "_node", "_place", "_pool", "_tried", "relay", "since")
 
     def __init__(self, relay: Relay[Call], pool: Pool) -> None:
         self.relay = relay
         self._pool = pool
         self._place: Share | None = None
+        self._node: NodeState | None = None
+        self._tried: tuple[NodeState, ...] = ()
+        self._counted = 0
         self.since: float | None = None
 
     def ask(self, call: RelayedCall) -> None:
@@ -41,6 +53,7 @@ class Dialler:
         if relay.connected:
             self._pool.stirs(self)
             place.replace()
+            self._count(1)
             self._pool.trim()
         elif place.take(1):
             self._dial(place)
@@ -61,14 +74,70 @@ class Dialler:
         if self._place is None:
             self._pool.stirs(self)
 
-    def _dial(self, place: Share) -> None:
+    def _dial(self, place: Share, tried: tuple[NodeState, ...] = ()) -> None:
+        self._leave()
         self._pool.trim()
+        balancer, now = self.relay.gateway.balancer, time.monotonic()
+        failure: RequestError = UpstreamUnreachable("The upstream cannot be reached: all of its nodes are drained")
+        while (node := balancer.choose(place.account, now, tried)) is not None:
+            tried = (*tried, node)
+            try:
+                self.relay.session.dial(node)
+            except OSError as error:
+                failure = dial_failure(error)
+                if isinstance(failure, OutOfDescriptors):
+                    break
+                balancer.failed(node, "grpc", now)
+            else:
+                self._node, self._tried = node, tried
+                node.users[self] = None
+                self._count(1)
+                return
+        self._place = None
+        place.release()
+        raise failure
+
+    def _count(self, calls: int) -> None:
+        node, before, self._counted = self._node, self._counted, calls
+        if node is not None:
+            node.in_flight += calls - before
+            node.connections += (calls > 0) - (before > 0)
+
+    def _leave(self) -> None:
+        """It has no upstream connection any more."""
+        self._count(0)
+        node, self._node = self._node, None
+        if node is not None:
+            node.users.pop(self, None)
+
+    def lost(self, error: RequestError) -> bool:
+        """The upstream connection is lost. Whether one to another node is dialled, for calls of which none was sent."""
+        relay, node, place = self.relay, self._node, self._place
+        balancer, reached = relay.gateway.balancer, relay.reached
+        if node is None:
+            return False
+        unanswered = any(not call.answered for call in relay.calls.values())
+        if (unanswered or not reached) and not isinstance(error, OutOfDescriptors):
+            balancer.failed(node, "grpc", time.monotonic())
+        if reached or place is None or not balancer.several:
+            return False
+        relay.upstream = None
         try:
-            self.relay.session.dial()
-        except OSError as error:
-            self._place = None
-            place.release()
-            raise dial_failure(error) from None
+            self._dial(place, self._tried)
+        except RequestError:
+            return False
+        return True
+
+    def out(self) -> None:
+        """Its node serves no more, as the balancer has it: by its checks, or by requests that failed."""
+        self.relay.gateway.loop.call_soon(self.relay.stream.tell, self._give_up)
+
+    def _give_up(self) -> None:
+        relay, node = self.relay, self._node
+        side = relay.upstream
+        if node is not None and side is not None and relay.gateway.balancer.is_out(node, time.monotonic()):
+            relay.session.upstream_lost(UpstreamUnreachable("The upstream's node serves no more"))
+            side.discard()
 
     def _ready(self) -> None:
         self.relay.stream.tell(self._go_on)
@@ -80,7 +149,9 @@ class Dialler:
         self.relay.session.settle()
 
     def look(self, now: float) -> None:
-        """Refuses the calls where it has waited for too long."""
+        """Refuses the calls where it has waited for too long, and counts those that go on."""
+        if self._counted:
+            self._count(max(1, len(self.relay.calls)))
         if self.since is not None and now - self.since > self.relay.limits.connect_timeout:
             self._refuse(Overloaded("No connection to the upstream became free in time"))
 
@@ -102,13 +173,16 @@ class Dialler:
         relay = self.relay
         relay.gateway.loop.call_soon(relay.stream.tell, self._refuse, error)
 
-    def rest(self) -> None:
-        """No call is left, and what was said last may not be written yet."""
-        relay, place, self.since = self.relay, self._place, None
+    def rest(self, *, answered: bool) -> None:
+        """No call is left, and what was said last may not be written yet. ``answered``: the last one was."""
+        relay, place, node, self.since = self.relay, self._place, self._node, None
+        if node is not None and answered and node.grpc.failures:
+            relay.gateway.balancer.succeeded(node, "grpc", time.monotonic())
         if place is not None and relay.connected and relay.gateway.places.waiting:
             relay.gateway.loop.call_soon(relay.stream.tell, self.end)
             return
         self._place = None
+        self._count(0)
         if relay.connected:
             self._pool.rests(self)
         if place is not None:
@@ -124,6 +198,7 @@ class Dialler:
 
     def close(self) -> None:
         """The connection has ended."""
+        self._leave()
         self._pool.stirs(self)
         place, self._place = self._place, None
         if place is not None:
