@@ -104,6 +104,15 @@ def test_figures_are_summed_and_connections_listed_by_number() -> None:
     assert merged_figures([figures(2)], most=9) == figures(2)
 
 
+def test_a_node_is_as_bad_as_the_worst_worker_has_it() -> None:
+    def row(name: str, state: str, count: int) -> dict[str, Any]:
+        return {"name": name, "state": state, "in_flight": count, "connections": 1, "ejections": 2}
+
+    each = [[row("a", "up", 1), row("b", "drained", 0)], [row("a", "down", 2), row("b", "up", 3)]]
+    merged = merged_figures([figures(1) | {"nodes": rows} for rows in each], most=9)["nodes"]
+    assert [(one["state"], one["in_flight"], one["ejections"]) for one in merged] == [("down", 3, 4), ("up", 3, 4)]
+
+
 def test_a_part_is_as_bad_as_that_of_the_worst_worker() -> None:
     full, gone, none_left = not_ready("full"), not_ready("refused"), not_ready("no descriptors")
     each = {

@@ -140,6 +140,20 @@ class Readiness:
         return cls(parts, values["refused"])
 
 
+def nodes_part(states: Mapping[str, str], probed: Part) -> Part:
+    """Ready while one node serves; those that do not are named, but for drained ones.
+
+    ``states`` are those of several nodes by name, none of a single one. ``probed`` is the verdict on one that serves.
+    """
+    out = [f"node {name} is {state}" for name, state in states.items() if state not in {"up", "drained"}]
+    serving = list(states.values()).count("up")
+    if states and not serving:
+        return not_ready(_named(out or ["every node is drained"]))
+    if probed.level is Level.NOT_READY and serving > 1:
+        return degraded(_named([f"a node is out: {probed.text}", *out]))
+    return degraded(_named(out)) if out and probed.good else probed
+
+
 def certificate_part(generation: Generation, now: float) -> Part:
     """Also of its intermediates: clients refuse what rests on an expired one."""
     material = generation.material

@@ -21,6 +21,11 @@ NO_ROLE: Final = "(no role)"
 
 _BY_FIELD: Final = frozenset({"role", "rule", "key", "issuer", "listener"})
 """Kinds of changes whose detail names the changed fields."""
+_NODE_FIGURES: Final = {
+    "in_flight": "requests and calls under way",
+    "connections": "connections in use",
+    "ejections": "ejections",
+}
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIBI: Final = 1024
 _SMALL: Final = 10
@@ -92,6 +97,16 @@ class Locked:
     name: str
     left: str
     origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """A node of the upstream: its state, what is under way there, and its URLs."""
+
+    name: str
+    state: str
+    detail: str
+    urls: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +224,19 @@ def _locked(entry: Mapping[str, Any], now: float) -> Locked:
     at = f" at {utc_time(entry['at'])}" if entry["at"] else ""
     reason = f": {shown(entry['reason'])}" if entry["reason"] else ""
     return Locked(shown(entry["lock"]), left, f"{source}{by}{at}{reason}")
+
+
+def nodes(status: Mapping[str, Any]) -> list[NodeRow]:
+    """Rows of the section ``nodes``, empty with a single upstream."""
+    return [
+        NodeRow(
+            shown(row["name"]),
+            row["state"],
+            ", ".join(f"{row[key]} {text}" for key, text in _NODE_FIGURES.items() if key in row),
+            " and ".join(shown(row[api]) for api in ("rest", "grpc") if row[api]),
+        )
+        for row in status.get("nodes", ())
+    ]
 
 
 def sharing(status: Mapping[str, Any]) -> str:

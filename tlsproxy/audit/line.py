@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 AuthType = Literal["Certificate", "ApiKey", "Jwt", "None"]
 EventKind = Literal[
-    "handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop", "audit", "lock", "unlock"
+    "handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop", "audit", "lock", "unlock", "node"
 ]
 EventResult = Literal["ok", "denied", "partial", "failed"]
 

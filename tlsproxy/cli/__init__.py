@@ -32,6 +32,8 @@ _COMMANDS: Final = {
     "lock": ("locks", "lock"),
     "unlock": ("locks", "unlock"),
     "locks": ("locks", "locks"),
+    "node": ("nodes", "node"),
+    "nodes": ("nodes", "nodes"),
     "check": ("check", "check"),
     "explain": ("explain", "explain"),
     "config": ("check", "config"),

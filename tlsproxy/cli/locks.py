@@ -83,7 +83,7 @@ def lock(config_path: Path, admin: str | None, duration: float | None, reason: s
     now = time.time()
     with explained():
         wanted = _lock(given, until=NEVER if duration is None else float(int(now + duration)), reason=reason, at=now)
-        server, before = _asked(config_path, admin)
+        server, before = asked(config_path, admin)
         found = _extended(lock_store.read(config_path), wanted, now)
         lifted = before is not None and "shared" in before and _entry(before, found) is None
         if lifted:  # by another gateway: the one in the file holds nobody
@@ -93,7 +93,7 @@ def lock(config_path: Path, admin: str | None, duration: float | None, reason: s
         else:
             lock_store.change(config_path, lambda file: _with(file, wanted if lifted else _extended(file, wanted, now)))
             click.echo(f"locked: {_line(wanted, wanted.at)}")
-    entry = _awaited(config_path, server, lambda status: _entry(status, found))
+    entry = awaited(config_path, server, lambda status: _entry(status, found))
     if entry is None:
         sys.exit(1 if server is not None else 0)
     if found is not wanted:
@@ -117,14 +117,14 @@ def unlock(config_path: Path, admin: str | None, reason: str, *, everything: boo
         if everything:
             if any(given.values()):
                 raise click.UsageError("--all lifts every lock: name none besides")
-            empty = LockFile(all_lifted_at=moment(now + 1), all_lifted_by=_operator())
-            server, _ = _asked(config_path, admin)
+            empty = LockFile(all_lifted_at=moment(now + 1), all_lifted_by=operator())
+            server, _ = asked(config_path, admin)
             lock_store.change(config_path, lambda file: _all_lifted(file, empty, reason), broken=LockFile())
             click.echo("unlocked: all")
-            done = _awaited(config_path, server, lambda status: _none_left(status) or None)
+            done = awaited(config_path, server, lambda status: _none_left(status) or None)
             sys.exit(1 if done is None and server is not None else 0)
         wanted = _lock(given, until=NEVER, reason="", at=now)
-        server, before = _asked(config_path, admin)
+        server, before = asked(config_path, admin)
         held = lock_store.read(config_path).in_force(now)
         known = _entry(before, wanted, exactly=False) if before is not None else None
         if wanted.selector not in held and known is None:
@@ -133,7 +133,7 @@ def unlock(config_path: Path, admin: str | None, reason: str, *, everything: boo
             sys.exit(1)
         lock_store.change(config_path, lambda file: _lifted(file, wanted, reason, now))
         click.echo(f"unlocked: {printable(wanted.name)}")
-    gone = _awaited(config_path, server, lambda status: _entry(status, wanted, exactly=False) is None or None)
+    gone = awaited(config_path, server, lambda status: _entry(status, wanted, exactly=False) is None or None)
     _tell_configured(before, wanted)
     sys.exit(1 if gone is None and server is not None else 0)
 
@@ -145,7 +145,7 @@ def locks(config_path: Path, admin: str | None, *, as_json: bool) -> None:
     """List the locks: whom they hold, what is left of them, who made them and why."""
     now = time.time()
     with explained():
-        server, status = _asked(config_path, admin)
+        server, status = asked(config_path, admin)
         own = {key: entry.lock() for key, entry in lock_store.read(config_path).in_force(now).items()}
         configured = _revoked(config_path, status)
     in_force = None if status is None or "locks" not in status else status["locks"]["entries"]
@@ -161,7 +161,7 @@ def locks(config_path: Path, admin: str | None, *, as_json: bool) -> None:
     if not rows:
         click.echo(f"no locks in {lock_path(config_path)}")
     if server is None:
-        _tell_unasked()
+        tell_unasked()
 
 
 def _lock(given: Mapping[str, str | None], *, until: float, reason: str, at: float) -> Lock:
@@ -172,12 +172,12 @@ def _lock(given: Mapping[str, str | None], *, until: float, reason: str, at: flo
     if len(reason) > MAX_TEXT:
         raise click.UsageError(f"--reason has at most {MAX_TEXT} characters")
     try:
-        return Lock(kinds[0], given[kinds[0]] or "", given["issuer"] or "", until, _operator(), float(int(at)), reason)
+        return Lock(kinds[0], given[kinds[0]] or "", given["issuer"] or "", until, operator(), float(int(at)), reason)
     except ValueError as error:
         raise click.UsageError(f"{kinds[0]}: {error}") from None
 
 
-def _operator() -> str:
+def operator() -> str:
     """The person at the keyboard: behind sudo, else of the login, else the user."""
     if os.geteuid() == 0:
         for variable in ("SUDO_USER", "DOAS_USER"):
@@ -216,19 +216,20 @@ def _lifted(file: LockFile, wanted: Lock, reason: str, now: float) -> LockFile:
 def _all_lifted(file: LockFile, empty: LockFile, reason: str) -> LockFile:
     now = time.time()
     marked = (each if each.lifted_at is not None else _marked(each, reason, now) for each in file.locks)
+    empty = empty.model_copy(update={"drained": file.drained})
     told = empty.model_copy(update={"locks": tuple(marked)})
     return told if len(write_lock_file(told)) <= LIMIT else empty
 
 
 def _marked(entry: FileEntry, reason: str, now: float) -> FileEntry:
-    mark = {"lifted_by": _operator(), "lifted_at": moment(now), "lifted_reason": reason}
+    mark = {"lifted_by": operator(), "lifted_at": moment(now), "lifted_reason": reason}
     return entry.model_copy(update=mark)
 
 
 # The gateway
 
 
-def _asked(config_path: Path, admin: str | None) -> tuple[AdminClient | None, dict[str, Any] | None]:
+def asked(config_path: Path, admin: str | None) -> tuple[AdminClient | None, dict[str, Any] | None]:
     """The running gateway and its status, if its admin server is there and answers soon."""
     try:
         server = admin_of(config_path, admin)
@@ -240,10 +241,10 @@ def _asked(config_path: Path, admin: str | None) -> tuple[AdminClient | None, di
         return (server if server.silent else None), None
 
 
-def _awaited(config_path: Path, server: AdminClient | None, found: Callable[[Mapping[str, Any]], Any]) -> Any:
+def awaited(config_path: Path, server: AdminClient | None, found: Callable[[Mapping[str, Any]], Any]) -> Any:
     """What ``found`` sees in the status once the gateway has read the file. None, and told so, where it has not."""
     if server is None:
-        _tell_unasked()
+        tell_unasked()
         return None
     end, trouble = time.monotonic() + PATIENCE, ""
     while time.monotonic() < end:
@@ -256,7 +257,7 @@ def _awaited(config_path: Path, server: AdminClient | None, found: Callable[[Map
             if section is None:
                 trouble = f"this gateway ({status['version']}) knows no locks: upgrade it"
                 break
-            if (result := found(section)) is not None:
+            if (result := found(status)) is not None:
                 return result
             trouble = section["error"] or _other_file(section["file"], lock_path(config_path))
         time.sleep(POLL)
@@ -270,7 +271,7 @@ def _other_file(theirs: str, ours: Path) -> str:
     return f"the gateway reads {theirs}, not {ours}: name its configuration by --config"
 
 
-def _tell_unasked() -> None:
+def tell_unasked() -> None:
     click.echo("no gateway was asked: one that runs takes it up within two seconds", err=True)
 
 
@@ -291,8 +292,8 @@ def _tell_configured(status: Mapping[str, Any] | None, wanted: Lock) -> None:
         click.echo("`revoked` of the configuration holds it, until it is removed there", err=True)
 
 
-def _none_left(section: Mapping[str, Any]) -> bool:
-    return all(entry["configured"] for entry in section["entries"])
+def _none_left(status: Mapping[str, Any]) -> bool:
+    return all(entry["configured"] for entry in status["locks"]["entries"])
 
 
 def _of_status(entry: Mapping[str, Any]) -> Lock:

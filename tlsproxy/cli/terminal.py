@@ -191,6 +191,8 @@ def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:
         f"{connections['open']} connections, to Qdrant {upstream['busy']} busy and {upstream['idle']} idle, "
         f"audit lines {audit['written']} written and {audit['queued']} waiting{dropped}"
     )
+    for node in view.nodes(status):
+        yield Text(f"node {node.name}: {node.state}, {node.detail}", "" if node.state == "up" else "yellow")
     if sharing := view.sharing(status):
         yield Text(sharing, "" if status["shared"]["reached"] else "yellow")
     for worker in status.get("workers", ()):

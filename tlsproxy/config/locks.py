@@ -94,11 +94,23 @@ class FileEntry(LockEntry):
         return cls(**{lock.kind: lock.value}, **issuer, until=until, by=lock.by, at=moment(lock.at), reason=lock.reason)
 
 
+class DrainEntry(Section):
+    """A node of `upstream.nodes` that gets nothing new until its entry is removed."""
+
+    node: str
+    by: Text = ""
+    at: AwareDatetime | None = None
+    reason: Text = ""
+
+
 class LockFile(Section):
-    """Content of a lock file. Locks from before `all_lifted_at` were taken back together."""
+    """Content of a lock file. Locks from before `all_lifted_at` were taken back together. It also has the nodes that
+    `tlsproxy node` has drained.
+    """
 
     all_lifted_at: AwareDatetime | None = None
     all_lifted_by: Text = ""
+    drained: tuple[DrainEntry, ...] = ()
     locks: tuple[FileEntry, ...] = ()
 
     def in_force(self, now: float) -> dict[Selector, FileEntry]:

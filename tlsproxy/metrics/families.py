@@ -99,6 +99,19 @@ UPSTREAM_CONNECTS: Final = _counter(
     "upstream_connects", "connections", "Connects to Qdrant; outcome: ok, timeout, failed.", "outcome"
 )
 UPSTREAM_RETRIES: Final = _counter("upstream_retries", "requests", "Reads sent a second time, on a fresh connection.")
+NODE_SERVING: Final = _gauge(
+    "node_serving",
+    "workers",
+    "Processes for which a node serves; this and the next three with upstream.nodes only.",
+    "node",
+)
+NODE_IN_FLIGHT: Final = _gauge(
+    "node_in_flight", "requests", "Requests and gRPC calls under way at a node; calls are counted each second.", "node"
+)
+NODE_CONNECTIONS: Final = _gauge("node_connections", "connections", "Connections to a node that are in use.", "node")
+NODE_EJECTIONS: Final = _counter(
+    "node_ejections", "ejections", "Times that a node was left out since requests had failed there.", "node"
+)
 
 RELOADS: Final = _counter(
     "reloads", "reloads", "Reloads; result: ok, unchanged, partial, failed, held.", "result", "trigger"

@@ -8,7 +8,7 @@ client can create series. The registry is our own, not the library's global one.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector
@@ -22,7 +22,7 @@ from tlsproxy.metrics.recent import Recent
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -58,8 +58,10 @@ class Metrics(Collector):
         audit: Callable[[], tuple[int, int, int, int]],
         limits: Callable[[], tuple[int, int]],
         shares: Callable[[], Mapping[str, Shares]] = dict,
+        nodes: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
     ) -> None:
         self._shares = shares
+        self._nodes = nodes
         self._limits = limits
         self._pool = pool
         self._audit = audit
@@ -249,6 +251,11 @@ class Metrics(Collector):
         yield families.UPSTREAM_WAITING.single(waiting)
         yield families.UPSTREAM_CONNECTS.keyed(self._upstream_connects)
         yield families.UPSTREAM_RETRIES.single(self._upstream_retries)
+        nodes = self._nodes()
+        yield families.NODE_SERVING.keyed({node["name"]: node["state"] == "up" for node in nodes})
+        yield families.NODE_IN_FLIGHT.keyed({node["name"]: node["in_flight"] for node in nodes})
+        yield families.NODE_CONNECTIONS.keyed({node["name"]: node["connections"] for node in nodes})
+        yield families.NODE_EJECTIONS.keyed({node["name"]: node["ejections"] for node in nodes})
 
     def _collect_generation(self) -> Iterator[Metric]:
         yield families.RELOADS.of(self._reloads.items())

@@ -17,6 +17,7 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service.lock_trail import LockTrail
+from tlsproxy.service.node_trail import NodeTrail
 from tlsproxy.snapshot.generation import Generation, with_locks
 from tlsproxy.snapshot.lock_file import LockFileWatch
 from tlsproxy.snapshot.states import Fault, Input, InputState
@@ -49,13 +50,19 @@ class LockPublisher:
     """All publications after the start go through :meth:`publish`, one at a time."""
 
     def __init__(
-        self, target: Publisher, watch: LockFileWatch, trail: LockTrail, joined: Joined = lambda own: own
+        self,
+        target: Publisher,
+        watch: LockFileWatch,
+        trail: LockTrail,
+        nodes: NodeTrail,
+        joined: Joined = lambda own: own,
     ) -> None:
         """``joined`` adds the locks of other gateways to those of the file."""
         self._joined = joined
         self._target = target
         self._watch = watch
         self._trail = trail
+        self._nodes = nodes
         self._looking, self._publishing = asyncio.Lock(), asyncio.Lock()
         self._report(start=True)
 
@@ -123,6 +130,7 @@ class LockPublisher:
         generation = self._target.generation
         file, now = generation.states.locks.value, self._target.clock.now()
         self._trail.look(generation.policy.locks, file, now, cut=cut, start=start)
+        self._nodes.look(generation.nodes, file, now)
 
 
 async def _reported(reload: Callable[[str], Awaitable[Any]]) -> None:

@@ -43,6 +43,7 @@ from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.clock_jumps import ClockJumps
 from tlsproxy.service.lock_publisher import LockPublisher
 from tlsproxy.service.lock_trail import LockTrail
+from tlsproxy.service.node_trail import NodeTrail
 from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.runtime import loop_factory
@@ -160,7 +161,7 @@ class _Program:
             watch = LockFileWatch(self._config_path, self._generation.states.locks)
             shared = self._sharing(served)
             trail = LockTrail(audit, served.counted, watch.path)
-            locks = LockPublisher(served, watch, trail, *([shared.locked] if shared else []))
+            locks = LockPublisher(served, watch, trail, NodeTrail(audit), *([shared.locked] if shared else []))
             reloader = Reloader(
                 target=served,
                 audit=audit,

@@ -35,6 +35,7 @@ from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.service import runtime
+from tlsproxy.service.node_trail import NodeHealth
 from tlsproxy.snapshot.generation import Generation
 
 MAX_CONNECTIONS: Final = 1000
@@ -101,6 +102,7 @@ class Serving:
             pool=lambda: self._upstreams.pool.counts,
             audit=lambda: (audit.queued, audit.written, audit.dropped, audit.capacity),
             limits=lambda: (table.overflows, table.lock.unlocked),
+            nodes=lambda: self._gateway.balancer.described(time.monotonic()),
             shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
@@ -115,6 +117,7 @@ class Serving:
         )
         self._checks = NodeChecks(self._gateway.balancer, lambda: self.generation)
         self._checks.adopt()
+        self._deadlines.each.append(NodeHealth(self._gateway.balancer).look)
         self._probes = {
             protocol: UpstreamProbe(
                 partial(self._target, protocol),
@@ -145,8 +148,9 @@ class Serving:
             self._gateway.learn_release(found.release)
 
     def _target(self, protocol: HttpProtocol) -> Target:
-        generation = self.generation
-        return Target(protocol, generation.nodes[0].api(protocol), generation.upstream_api_key)
+        generation, balancer = self.generation, self._gateway.balancer
+        nodes = [one.node for one in balancer.nodes if one.condition(time.monotonic()) == "up"]
+        return Target(protocol, (nodes or generation.nodes)[0].api(protocol), generation.upstream_api_key)
 
     @property
     def clock(self) -> Clock:
@@ -173,7 +177,11 @@ class Serving:
     async def ready(self) -> Readiness:
         audit, now = self._audit, self._gateway.clock.now()
         found = await asyncio.gather(*(probe() for probe in self._probes.values()))
-        upstream = {readiness.UPSTREAM[protocol]: part for protocol, part in zip(self._probes, found, strict=True)}
+        nodes = {one["name"]: one["state"] for one in self._gateway.balancer.described(time.monotonic())}
+        upstream = {
+            readiness.UPSTREAM[protocol]: readiness.nodes_part(nodes, part)
+            for protocol, part in zip(self._probes, found, strict=True)
+        }
         parts = {
             readiness.LISTENERS: not_ready(readiness.DRAINING) if self._gateway.draining else OK,
             **upstream,
@@ -222,6 +230,7 @@ class Serving:
                 "idle": idle,
                 "busy": busy,
             },
+            **({"nodes": nodes} if (nodes := self._gateway.balancer.described(now)) else {}),
             "former_upstream": {"rest": self._upstreams.pool.former}
             | {name: len(one) for name, one in self._gateway.former.items()},
             "decisions": self.counted.recent.decisions(),

@@ -220,7 +220,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
         material=material,
         policy=policy,
         upstream_api_key=upstream_api_key(config, _secrets(states)),
-        nodes=nodes_in(config, states.names),
+        nodes=nodes_in(config, states.names, states.locks.value),
         tunnels=_tunnels(states, config, started, tunnels),
         warnings=(
             *map(str, loaded.warnings),
@@ -237,10 +237,13 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
 
 
 def with_locks(generation: Generation, locks: InputState[LockFile], number: int) -> Generation:
-    """The same generation with other locks of its lock file. Blocks for as long as its rules take to be indexed."""
+    """The same generation with another lock file: its locks, and the nodes that it drains. Blocks for as long as the
+    rules take to be indexed.
+    """
     states = replace(generation.states, locks=locks)
     policy = generation.policy.with_locks(locks_of(generation.config, locks.value))
-    return replace(generation, number=number, digest=states.digest, states=states, policy=policy)
+    nodes = nodes_in(generation.config, states.names, locks.value)
+    return replace(generation, number=number, digest=states.digest, states=states, policy=policy, nodes=nodes)
 
 
 def _material(states: States, former: Generation | None) -> Material:

@@ -12,6 +12,7 @@ from tlsproxy.snapshot.name_resolution import node_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tlsproxy.config.locks import LockFile
     from tlsproxy.config.model import Config, HttpProtocol
     from tlsproxy.snapshot.name_resolution import Address, Resolved
 
@@ -49,8 +50,9 @@ class Node:
         return upstream
 
 
-def nodes_in(config: Config, names: Mapping[str, Resolved]) -> tuple[Node, ...]:
-    """Nodes of a configuration. ``names`` has the addresses of those APIs that are served."""
+def nodes_in(config: Config, names: Mapping[str, Resolved], file: LockFile) -> tuple[Node, ...]:
+    """Nodes of a configuration. ``names`` has the addresses of those APIs that are served, ``file`` drained nodes."""
+    drained = {entry.node for entry in file.drained}
 
     def upstream(name: str, protocol: HttpProtocol) -> Upstream | None:
         resolved = names.get(node_name(config, name, protocol))
@@ -61,5 +63,7 @@ def nodes_in(config: Config, names: Mapping[str, Resolved]) -> tuple[Node, ...]:
         rest = upstream(one.name, "rest")
         if rest is None:
             raise AssertionError(f"no state of the REST API of {one.name}")
-        nodes.append(Node(one.name, rest, upstream(one.name, "grpc"), one.drain, one.max_connections))
+        nodes.append(
+            Node(one.name, rest, upstream(one.name, "grpc"), one.drain or one.name in drained, one.max_connections)
+        )
     return tuple(nodes)

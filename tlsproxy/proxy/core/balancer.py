@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from hashlib import blake2b
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 from tlsproxy.config.model import HttpProtocol
 from tlsproxy.memo import Memo
@@ -33,8 +33,10 @@ LEAST_SHARE: Final = 0.1
 RANKINGS: Final = 4096
 """Callers whose order of nodes is remembered."""
 
-Condition = Literal["up", "drained", "down", "ejected"]
+Condition = Literal["drained", "up", "ejected", "down"]
 """down: by its checks. ejected: by requests that failed."""
+CONDITIONS: Final[tuple[Condition, ...]] = get_args(Condition)
+"""All of them, the worst last."""
 _OUT: Final = frozenset[Condition](("down", "ejected"))
 
 
@@ -62,15 +64,27 @@ class NodeState:
     """A node of the present generation, or a former one (``gone``) as long as something refers to it.
 
     ``in_flight``: requests and calls under way. ``connections``: those in use. ``since``: when it came, or comes, back.
-    ``users`` are told when it serves no more.
+    ``users`` are told when it serves no more. ``ejections`` were begun so far.
     """
 
-    __slots__ = ("_credit", "connections", "gone", "grpc", "in_flight", "index", "node", "rest", "since", "users")
+    __slots__ = (
+        "_credit",
+        "connections",
+        "ejections",
+        "gone",
+        "grpc",
+        "in_flight",
+        "index",
+        "node",
+        "rest",
+        "since",
+        "users",
+    )
 
     def __init__(self, node: Node, since: float) -> None:
         self.node = node
         self.since = since
-        self.index = self.in_flight = self.connections = 0
+        self.index = self.in_flight = self.connections = self.ejections = 0
         self.rest, self.grpc = Api(), Api()
         self.gone = False
         self.users: dict[NodeUser, None] = {}
@@ -181,6 +195,21 @@ class Balancer:
         self._turn = (chosen.index + 1) % len(self.nodes)
         return chosen
 
+    def described(self, now: float) -> list[dict[str, Any]]:
+        """Rows of a status, none where there is a single node and nothing to choose."""
+        return [
+            {
+                "name": one.node.name,
+                "rest": one.node.rest.url,
+                "grpc": one.node.grpc.url if one.node.grpc is not None else None,
+                "state": one.condition(now),
+                "in_flight": one.in_flight,
+                "connections": one.connections,
+                "ejections": one.ejections,
+            }
+            for one in (self.nodes if self.only is None else ())
+        ]
+
     def _ranking(self, account: Account) -> tuple[NodeState, ...]:
         """Rendezvous hashing: where a node goes, only its callers go elsewhere. The same in all processes."""
         ranking = self._rankings.get(account)
@@ -211,6 +240,7 @@ class Balancer:
         if api.failures >= FAILURES:
             api.pause = min(max(2 * api.pause, FIRST_PAUSE), LONGEST_PAUSE)
             api.until = state.since = now + api.pause
+            state.ejections += 1
             self._tell(now)
 
     def checked(self, state: NodeState, protocol: HttpProtocol, now: float, *, good: bool) -> None:

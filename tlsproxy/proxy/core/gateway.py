@@ -68,8 +68,8 @@ class MetricsSink(Protocol):
 def moved(former: Generation, present: Generation, protocol: HttpProtocol) -> bool:
     """Whether requests of ``protocol`` go to another upstream, or with another host name or API key, than before."""
     return former is not present and (
-        [(node.name, node.api(protocol)) for node in former.nodes]
-        != [(node.name, node.api(protocol)) for node in present.nodes]
+        [(node.name, node.drained, node.api(protocol)) for node in former.nodes]
+        != [(node.name, node.drained, node.api(protocol)) for node in present.nodes]
         or former.upstream_api_key != present.upstream_api_key
     )
 

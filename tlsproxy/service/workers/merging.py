@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from tlsproxy.admin.readiness import DESCRIPTORS, Level, Part, Readiness
 from tlsproxy.metrics.recent import merged_decisions, merged_refusals
+from tlsproxy.proxy.core.balancer import CONDITIONS
 
 CUMULATIVE: Final = frozenset({"counter", "histogram"})
 """Metric kinds that only grow."""
@@ -23,6 +24,8 @@ PER_PROCESS: Final = "process_"
 """Prefix of metrics that get a label for each process: a sum of memory or start times means nothing."""
 CONSTANT: Final = frozenset({"tlsproxy_build_info"})
 """Metrics with the same value in every process."""
+
+_NODE_SUMS: Final = ("in_flight", "connections", "ejections")
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A sample's name and labels."""
@@ -93,9 +96,22 @@ def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str,
                 section[key] = _joined(section.get(key), value)
     live = sorted(merged["connections"]["live"], key=lambda entry: int(entry["number"]))
     merged["connections"]["live"] = live[:most]
+    if nodes := _merged_nodes(node for entry in each for node in entry.get("nodes", ())):
+        merged["nodes"] = nodes
     merged["decisions"] = merged_decisions(entry["decisions"] for entry in each)
     merged["refusals"] = merged_refusals(entry["refusals"] for entry in each)
     return merged
+
+
+def _merged_nodes(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each node: the worst of its states in all workers, and sums. It is drained once it is in all."""
+    merged: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        own = merged.setdefault(row["name"], {**row, **dict.fromkeys(_NODE_SUMS, 0)})
+        own["state"] = max(own["state"], row["state"], key=CONDITIONS.index)
+        for name in _NODE_SUMS:
+            own[name] += row[name]
+    return list(merged.values())
 
 
 def _joined(own: Any, other: Any) -> Any:
