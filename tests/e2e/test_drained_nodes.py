@@ -24,6 +24,8 @@ from tlsproxy.cli import main
 
 SEARCH = "/qdrant.Points/Search"
 CLIENTS = 3
+ELSEWHERE = "127.0.0.2"
+"""Where nothing else takes the port of a node that is dead."""
 
 
 class Nodes:
@@ -32,7 +34,7 @@ class Nodes:
     def __init__(self, site: Site, stack: ExitStack) -> None:
         self.stack = stack
         self.rest = {name: stack.enter_context(ScriptedUpstream()) for name in "ab"}
-        self.grpc = {name: stack.enter_context(GrpcUpstream()) for name in "ab"}
+        self.grpc = {name: stack.enter_context(GrpcUpstream(address=f"{ELSEWHERE}:0")) for name in "ab"}
         entries = [{"name": name, "rest": self.rest[name].url, "grpc": self.grpc[name].url} for name in "ab"]
         self.path = site.write_config(
             entries, upstream={"check_interval": 0.1}, service={"grpc_port": 0}, workers=2, tls={"poll_interval": 60}
@@ -134,7 +136,7 @@ def test_a_node_that_dies_and_comes_back_under_load(nodes: Nodes, site: Site) ->
         assert 'tlsproxy_node_serving{node="b"} 0.0' in metrics
         assert 'tlsproxy_node_serving{node="a"} 2.0' in metrics
         nodes.gateway.log.wait(lambda line: "node b fails its checks" in line)
-        nodes.grpc["b"] = nodes.stack.enter_context(GrpcUpstream(address=f"127.0.0.1:{nodes.grpc['b'].port}"))
+        nodes.grpc["b"] = nodes.stack.enter_context(GrpcUpstream(address=f"{ELSEWHERE}:{nodes.grpc['b'].port}"))
         nodes.until(a="up", b="up")
         passed(load)
         load.stop()

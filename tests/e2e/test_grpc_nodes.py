@@ -25,7 +25,7 @@ NOT_READY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
 
 @contextmanager
-def scripted(*said: bytes) -> Iterator[tuple[str, threading.Semaphore]]:
+def scripted(*said: bytes, received: list[bytes] | None = None) -> Iterator[tuple[str, threading.Semaphore]]:
     """A node of one connection, where it says each of these, and then ends it, when it is told to go on."""
     go_on = threading.Semaphore(0)
 
@@ -34,6 +34,9 @@ def scripted(*said: bytes) -> Iterator[tuple[str, threading.Semaphore]]:
         with sock:
             for part in (SETTINGS, *said):
                 sock.sendall(part)
+                if received is not None:
+                    while b"grpc" not in b"".join(received):
+                        received.append(sock.recv(65536))
                 assert go_on.acquire(timeout=DEADLINE)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -139,8 +142,8 @@ def test_connections_are_spread_by_their_calls(nodes: Nodes) -> None:
 
 
 def test_a_node_that_cannot_be_dialled_fails_no_call(nodes: Nodes, client: H2Client) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        dead = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    with socket.create_server(("127.0.0.2", 0)) as sock:
+        dead = f"http://127.0.0.2:{sock.getsockname()[1]}"
     nodes.use([{"name": "dead", "rest": nodes.rest["b"].url, "grpc": dead}, *nodes.entries("a")])
     streams = [client.call() for _ in range(3)]
     assert client.statuses(streams) == dict.fromkeys(streams, 0)
@@ -151,12 +154,26 @@ def test_a_node_that_cannot_be_dialled_fails_no_call(nodes: Nodes, client: H2Cli
 
 
 def test_all_nodes_that_cannot_be_dialled(nodes: Nodes, client: H2Client) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        dead = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    with socket.create_server(("127.0.0.2", 0)) as sock:
+        dead = f"http://127.0.0.2:{sock.getsockname()[1]}"
     nodes.use([{"name": name, "rest": nodes.rest["b"].url, "grpc": dead} for name in ("dead", "gone")])
     assert client.status(client.call()) == UNAVAILABLE
     nodes.publish(nodes.entries("a"))
     assert client.status(client.call()) == 0
+
+
+def test_a_call_names_its_node(nodes: Nodes, client: H2Client) -> None:
+    """As `:authority`, whichever node stands first."""
+    received: list[bytes] = []
+    with scripted(received=received) as (url, go_on):
+        there = {"name": "scripted", "rest": nodes.rest["b"].url, "grpc": url}
+        nodes.use([*nodes.entries("a", drain=True), there])
+        stream = client.call()
+        go_on.release()
+        assert client.status(stream) == UNAVAILABLE
+    said = b"".join(received)
+    assert url.removeprefix("http://").encode() in said
+    assert nodes.all["a"].url.removeprefix("http://").encode() not in said
 
 
 def test_a_node_that_is_lost(nodes: Nodes, client: H2Client) -> None:

@@ -136,7 +136,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._address.rpartition(':')[0]}:{self.port}"
 
     def wait(self, count: int = 1) -> list[GrpcCall]:
         """All calls, as soon as there are this many."""

@@ -31,7 +31,7 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_decision import BEYOND_POLICY, UNKNOWN_OPERATION, UNREDUCED, BodyFacts, HeadDecision
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.timeouts import timeout_of
-from tlsproxy.wire.field_block import Fields, write
+from tlsproxy.wire.field_block import Fields, literals, write
 from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
 
 if TYPE_CHECKING:
@@ -168,8 +168,13 @@ class CallPlan:
         return replace(self, asked=asked, expires=present.expires, block=present.block or self.block)
 
 
+def authority_block(host: bytes) -> bytes:
+    """`:authority` as it stands in a plan's block."""
+    return literals(((b":authority", host),))
+
+
 class CallPlans:
-    """The plans of one generation."""
+    """The plans of one generation. ``authority`` is in their blocks: that of the first node."""
 
     def __init__(self, generation: Generation, quotas: Quotas, affinity_key: bytes | None = None) -> None:
         """``affinity_key``: that of :func:`own_affinity`; None for none."""
@@ -182,6 +187,7 @@ class CallPlans:
         self._max_fields = config.limits.max_headers
         self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
         self._upstream_host = grpc.authority if (grpc := generation.nodes[0].grpc) is not None else b""
+        self.authority = authority_block(self._upstream_host)
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, Fields], CallPlan](MEMO_PLANS)
