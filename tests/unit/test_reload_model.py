@@ -23,6 +23,7 @@ from support.reload_model import CAS, CONFIG, SERVER, Client, Content, Oracle
 
 from tlsproxy.config.loader import Loaded, parse
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.snapshot.config_files import ConfigFiles
 from tlsproxy.snapshot.files import Inputs
 from tlsproxy.snapshot.generation import Generation, propose
 from tlsproxy.snapshot.name_resolution import Resolved
@@ -80,7 +81,8 @@ class System:
                 files |= zip(paths, written(name, disk[name]), strict=True)
             except TlsproxyError as error:
                 failures |= dict.fromkeys(paths, error)
-        return Inputs(self._loaded, files, str((files, failures)), {}, (), failures)
+        read = str((files, failures))
+        return Inputs(self._loaded, files, read, {}, (), failures, config_files=ConfigFiles(self._configured))
 
     def enters(self, client: Client, hour: int) -> Peer | None:
         """As a connection begins: OpenSSL's handshake, then the rule. Its peer, if it may go on."""

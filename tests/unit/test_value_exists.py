@@ -106,9 +106,9 @@ class Bench:
         self.waiting: list[Any] = []
         self.running: tuple[Any, int] | None = None
         self.told: list[tuple[int, int]] = []
-        generation = SimpleNamespace(
-            number=1, upstream_api_key=None, config=SimpleNamespace(upstream=SimpleNamespace(rest="http://h:1"))
-        )
+        generation = SimpleNamespace(number=1, upstream_api_key=None)
+        node = SimpleNamespace(rest=SimpleNamespace(authority=b"h:1"))
+        self.upstream = SimpleNamespace(node=SimpleNamespace(node=node), begin=lambda *_, **__: None)
         gateway: Any = SimpleNamespace(
             generation=generation,
             loop=SimpleNamespace(call_soon=lambda call, *of: self.soon.append(partial(call, *of))),
@@ -126,7 +126,7 @@ class Bench:
         if self.running is None and self.waiting:
             question = self.waiting.pop(0)
             self.running = question, self.now  # it may be answered as things stand now
-            question.upstream_ready(SimpleNamespace(begin=lambda *_, **__: None))
+            question.upstream_ready(self.upstream)
             self.sent += 1
 
     def answer(self) -> None:

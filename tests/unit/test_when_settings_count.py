@@ -28,8 +28,11 @@ RESTART: Final = {
     "admin": {"listen"},
     "health": {"listen", "tls"},
     "logger": {"format", "color", "output"},
+    "shared": {"url", "user", "password_file", "ca_cert", "cert", "key", "prefix", "gateways", "timeout"},
     "": {"workers"},
 }
+WHOLE: Final = {"logger", "shared"}
+"""Sections of which all settings need a restart: they say so once."""
 KEPT: Final = {"limits": {"max_streams", "max_head_size", "inspection_timeout"}}
 """Open connections, or waits that go on, keep theirs."""
 FIXED: Final = {"service": {"enable_tls"}, "audit": {"trust_forwarded_headers"}}
@@ -55,10 +58,20 @@ AT_ONCE: Final = {
     "listeners": {"upstream", "allow", "proxy_protocol", "send_proxy_protocol"},
     "audit": {"log_api", "probes"},
     "health": {"metrics", "probe_networks", "proxy_protocol"},
-    "": {"log_level"},
+    "": {"log_level", "include"},
 }
 """For open connections and those that come; and every setting of these sections that is named nowhere above."""
-SECTIONS_AT_ONCE: Final = {"tls", "upstream", "limits", "roles", "identities", "keys", "jwt_issuers", "revoked"}
+SECTIONS_AT_ONCE: Final = {
+    "tls",
+    "upstream",
+    "limits",
+    "roles",
+    "identities",
+    "keys",
+    "jwt_issuers",
+    "revoked",
+    "bundle",
+}
 
 SCHEMA: Final = Config.model_json_schema()
 CONFIG: Final = Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "listeners": [{"port": 1}]})
@@ -119,12 +132,20 @@ def test_each_setting(section: str, name: str) -> None:
     if group == "restart":
         told = section if section in {"listeners", "logger"} else f"{section}.{name}".lstrip(".")
         assert needed == (told,)
-        assert text.endswith("Needs a restart.") or section == "logger", "which says so in whole"
+        assert text.endswith("Needs a restart.") or section in WHOLE
     else:
         assert needed == ()
         assert "restart" not in text.lower()
         assert ("keeps" in text and "open" in text) == (group == "kept")
         assert text.startswith("Must be") == (group == "fixed")
+
+
+def test_sections_of_which_all_settings_need_a_restart_say_so() -> None:
+    for section in WHOLE:
+        model = model_of(Config.model_fields[section].annotation)
+        assert model is not None
+        assert RESTART[section] == model.model_fields.keys()
+        assert " ".join((model.__doc__ or "").split()).endswith("All need a restart.")
 
 
 def test_the_tables_name_settings_that_exist() -> None:

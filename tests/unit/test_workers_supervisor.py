@@ -58,8 +58,8 @@ class Scripted:
         if name in self.script:
             self.script[name].pop(0)
 
-    async def begin(self, started: bytes, **facts: Any) -> None:
-        assert started.startswith(b"identities:")
+    async def begin(self, started: Sequence[bytes], **facts: Any) -> None:
+        assert started[0].startswith(b"identities:")
         assert facts["number"] == self.number
         self._step("begin")
 

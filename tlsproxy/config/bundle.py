@@ -52,7 +52,7 @@ class BundleConfig(Section):
     """File of the Ed25519 public key that the bundle is signed with (PEM), of several while it is replaced, or a list
     of such files."""
     cache: Path = Path("./configuration.bundle")
-    """File that keeps the last good bundle, which serves while the URL cannot be fetched, after a restart too. The
+    """File that keeps the last good bundle, which serves while the URL cannot be fetched, at the next start too. The
     gateway writes it: under systemd name one below /var/lib/tlsproxy."""
     ca_cert: Path | None = None
     """CAs of the URL's server; without it the system's."""
