@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from tlsproxy.proxy.core.balancer import (
     FAILURES,
+    FALL,
     FIRST_PAUSE,
     LONGEST_PAUSE,
+    RISE,
     SLOW_START,
     Balancer,
     NodeState,
@@ -239,3 +241,45 @@ def test_retries_are_a_share_of_the_requests_of_the_last_seconds(asked: list[tup
         else:
             budget.request(now)
             requests.append(now)
+
+
+class Placed:
+    """A connection that stays at its node."""
+
+    def __init__(self, state: NodeState) -> None:
+        self.told = 0
+        state.users[self] = None
+
+    def out(self) -> None:
+        self.told += 1
+
+
+def test_those_at_a_node_hear_that_it_serves_no_more() -> None:
+    made = balancer(node("a"), node("b"))
+    first, second = made.nodes
+    at_first, at_second = Placed(first), Placed(second)
+    fail(made, first, times=FAILURES - 1)
+    assert at_first.told == 0
+    fail(made, first, times=1)
+    assert (at_first.told, at_second.told) == (1, 0)
+    fail(made, second)
+    assert (at_first.told, at_second.told) == (1, 0), "no node is better"
+    for _ in range(FALL):
+        made.checked(first, "grpc", NOW, good=False)
+    assert at_first.told == 1
+    back = NOW + FIRST_PAUSE
+    for _ in range(RISE):
+        made.checked(first, "grpc", back, good=True)
+    assert (at_first.told, at_second.told) == (1, 0), "both are back"
+
+
+def test_those_at_a_bad_node_hear_that_another_is_back() -> None:
+    made = balancer(node("a"), node("b"))
+    first, second = made.nodes
+    for state in (first, second):
+        for _ in range(FALL):
+            made.checked(state, "rest", NOW, good=False)
+    at_second = Placed(second)
+    for _ in range(RISE):
+        made.checked(first, "rest", NOW, good=True)
+    assert at_second.told == 1
