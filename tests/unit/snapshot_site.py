@@ -44,7 +44,7 @@ def config_text(**changes: Mapping[str, Any] | list[Any]) -> str:
         sections[section] = values if isinstance(values, list) else {**sections.get(section, {}), **values}
     if "nodes" in sections["upstream"]:
         del sections["upstream"]["rest"]
-    return yaml.safe_dump(sections)
+    return yaml.dump(sections, Dumper=yaml.CSafeDumper)
 
 
 @dataclass

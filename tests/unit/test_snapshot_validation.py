@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -83,12 +84,27 @@ class Made(SnapshotSite):
 
     def edit(self, **changed: Any) -> None:
         self.sections |= changed
-        self.config.write_text(yaml.safe_dump(self.sections))
+        self.config.write_text(yaml.dump(self.sections, Dumper=yaml.CSafeDumper))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, dict[str, bytes]]:
+    """A site, and its files as they are at the beginning of each test."""
+    shared = Made(tmp_path_factory.mktemp("made"))
+    return shared, {path.name: path.read_bytes() for path in shared.directory.iterdir()}
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
-    return Made(tmp_path)
+def made(template: tuple[Made, dict[str, bytes]]) -> Made:
+    """The one site of this module, as it was made: neither files nor states of an earlier test are left."""
+    shared, files = template
+    for path in shared.directory.iterdir():
+        path.unlink()
+    for name, data in files.items():
+        shared.write(name, data)
+    fresh = copy(shared)
+    fresh.sections = sections()
+    return fresh
 
 
 def crl_of(authority: Authority, *revoked: int, **more: Any) -> bytes:
