@@ -46,10 +46,10 @@ class Load:
         with self._changed:
             enough = self.seen[outcome] + 3 * CLIENTS
             assert self._changed.wait_for(lambda: self.failures or self.seen[outcome] >= enough, DEADLINE), self.seen
-        assert not self.failures
+        assert not self.failures, self.failures
 
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join(DEADLINE)
-        assert not self.failures
+        assert not self.failures, self.failures
