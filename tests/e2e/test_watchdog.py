@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import socket
 import ssl
@@ -44,7 +45,7 @@ def counted(gateway: Gateway, series: str) -> float:
 
 
 def test_every_kind_of_listener_is_asked(site: Site, upstream: ScriptedUpstream, systemd: Systemd) -> None:
-    """REST, gRPC, both, TCP, with balancers; on loopback, on every address, on a passed socket. Nobody hears of it."""
+    """REST, gRPC, both, TCP, with balancers; on loopback, any address, passed and unix sockets. Nobody hears of it."""
     with ExitStack() as stack:
         held = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listeners = [
@@ -53,6 +54,9 @@ def test_every_kind_of_listener_is_asked(site: Site, upstream: ScriptedUpstream,
         ]
         limits = {"connections": 1, "connections_per_address": 1}
         listeners.append({"port": 0, "protocols": ["rest"], "proxy_protocol": {"from": ["192.0.2.1"]}})
+        listeners += (
+            {"unix": f"{name}-watched", "protocols": ["rest"]} for name in (systemd.address, f"@{os.getpid()}")
+        )
         config = site.write_config(upstream.url, grpc=NOWHERE, listeners=listeners, limits=limits)
         told = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": OFTEN}
         gateway = stack.enter_context(Gateway(config, inherit=[("tcp", held)], **told))

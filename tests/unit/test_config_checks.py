@@ -335,7 +335,67 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         "listeners[0]: [::]:6333 is taken: service.http_port listens on 10.0.0.1:6333",
     ),
     "health_without_a_port": ({"health": {"listen": "10.0.0.5"}}, "health.listen: host:port is expected"),
-    "health_on_a_socket": ({"health": {"listen": "unix:/run/health.sock"}}, "health.listen: host:port is expected"),
+    "health_on_a_relative_path": (
+        {"health": {"listen": "unix:health.sock"}},
+        "health.listen: the path of a unix socket must be absolute",
+    ),
+    "health_on_a_listeners_socket": (
+        {"health": {"listen": "unix:/s"}, "listeners": [{"unix": "/s", "protocols": ["rest"]}]},
+        "health.listen: unix:/s is taken: listeners[0] listens on unix:/s",
+    ),
+    "health_on_the_operators_socket": (
+        {"health": {"listen": "unix:@s"}, "admin": {"listen": "unix:@s"}},
+        "health.listen: unix:@s is taken: admin.listen is unix:@s",
+    ),
+    "admin_on_a_listeners_socket": (
+        {"admin": {"listen": "unix:@s"}, "listeners": [{"unix": "@s", "protocols": ["rest"]}]},
+        "admin.listen: listeners[0] is the same socket",
+    ),
+    "neither_port_nor_socket": ({"listeners": [{"protocols": ["rest"]}]}, "listeners[0]: port is missing: a port, or"),
+    "port_and_socket": (
+        {"listeners": [{"unix": "/s", "port": 0, "protocols": ["rest"]}]},
+        "listeners[0].port: `unix` stands in place of host and port",
+    ),
+    "host_and_socket": (
+        {"listeners": [{"unix": "/s", "host": "::1", "protocols": ["rest"]}]},
+        "listeners[0].host: `unix` stands in place of host and port",
+    ),
+    "mode_of_a_port": (
+        {"listeners": [{"port": 0, "unix_mode": "0600", "protocols": ["rest"]}]},
+        "listeners[0].unix_mode: unix is missing",
+    ),
+    "mode_of_an_abstract_socket": (
+        {"listeners": [{"unix": "@s", "unix_mode": "0600", "protocols": ["rest"]}]},
+        "listeners[0].unix_mode: an abstract socket has no mode",
+    ),
+    "mode_of_no_use": (
+        {"listeners": [{"unix": "/s", "unix_mode": "0640", "protocols": ["rest"]}]},
+        "listeners[0].unix_mode: ",
+    ),
+    "relative_socket": (
+        {"listeners": [{"unix": "rest.sock", "protocols": ["rest"]}]},
+        "listeners[0].unix: an absolute path or an abstract name is expected: /run/tlsproxy/rest.sock",
+    ),
+    "long_socket": (
+        {"listeners": [{"unix": "@" + "x" * 108, "protocols": ["rest"]}]},
+        "listeners[0].unix: the path or name of a unix socket has at most 107 bytes",
+    ),
+    "one_socket_twice": (
+        {"listeners": [{"unix": "/s", "protocols": ["rest"]}, {"unix": "/s", "protocols": ["grpc"]}]},
+        "listeners[1]: unix:/s is taken: listeners[0] listens on unix:/s",
+    ),
+    "own_socket_as_upstream": (
+        {"upstream": {"rest": "unix:/s"}, "listeners": [{"unix": "/s", "protocols": ["rest"]}]},
+        "upstream.rest: unix:/s is where tlsproxy itself listens: let Qdrant listen on another socket",
+    ),
+    "balancers_of_a_network_on_a_socket": (
+        {"listeners": [{"unix": "/s", "protocols": ["rest"], "proxy_protocol": {"from": ["127.0.0.1"]}}]},
+        "listeners[0].proxy_protocol.from[0]: nobody reaches a unix socket from a network: write unix",
+    ),
+    "balancers_over_no_socket": (
+        {"service": {"proxy_protocol": {"from": ["unix"]}}},
+        "service.proxy_protocol.from[0]: no unix socket: name the balancers' addresses",
+    ),
     "health_where_clients_connect": (
         {"health": {"listen": "10.0.0.5:6333"}},
         "health.listen: 10.0.0.5:6333 is taken: service.http_port listens on 0.0.0.0:6333",

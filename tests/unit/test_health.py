@@ -12,6 +12,7 @@ import pytest
 
 from tlsproxy.admin import health
 from tlsproxy.admin.readiness import OK, Readiness, not_ready
+from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.model import HealthConfig
 from tlsproxy.proxy.frontend.listener import bind
 
@@ -40,7 +41,7 @@ def answered(readiness: Readiness | Exception | None, contexts: Mapping[Any, Any
     """All that `/readyz` is answered with, until the connection ends."""
 
     async def main() -> bytes:
-        sock, state = bind("127.0.0.1", 0), State(readiness)
+        sock, state = bind(Endpoint("127.0.0.1", 0), 0).sock, State(readiness)
         present: Any = SimpleNamespace(contexts=contexts or {}, config=SimpleNamespace(health=HealthConfig()))
         server = health.HealthServer(sock, state, lambda: present, lambda: None)
         reader, writer = await asyncio.open_connection(*sock.getsockname()[:2])

@@ -15,9 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 from snapshot_site import SnapshotSite, site
 
-from tlsproxy.admin.socket import AdminAddressError, check_path, listening_socket
+from tlsproxy.admin.socket import AdminAddressError, check_place, listening_socket
 from tlsproxy.audit.files import AuditFiles
 from tlsproxy.cli import main
+from tlsproxy.config.endpoints import UnixSocket
 from tlsproxy.proxy.frontend.listener import bound_socket
 from tlsproxy.service import start_trial
 
@@ -157,7 +158,7 @@ def test_another_users_places() -> None:
             for place in ("audit", "new"):
                 assert fails(lambda place=place: AuditFiles(directory / place, "daily", 7).check(time.time()))
             with pytest.raises(AdminAddressError, match="Permission denied"):
-                check_path(str(directory / "s"))
+                check_place(UnixSocket(str(directory / "s")))
         finally:
             os.seteuid(0)
 
@@ -178,9 +179,9 @@ def test_a_group_that_cannot_read_the_audit_log(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [f"/{'x' * 110}", "/dev", "/dev/null", "/no/such/s"])
 def test_a_place_where_no_admin_socket_can_be(path: str) -> None:
-    for bound in (check_path, lambda each: listening_socket(f"unix:{each}").close()):
+    for bound in (lambda: check_place(UnixSocket(path)), lambda: listening_socket(f"unix:{path}").close()):
         with pytest.raises(AdminAddressError):
-            bound(path)
+            bound()
 
 
 @pytest.mark.parametrize("listen", ["LOCALHOST:0", "[::1]:0", "127.0.0.2:0", "127.1:0", "::1:0", "unix:s", "unix:/a\0"])

@@ -20,6 +20,12 @@ from tlsproxy.service.systemd.sockets import (
 
 
 @pytest.fixture
+def closed() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
 def held() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
@@ -38,35 +44,35 @@ def port_of(sock: socket.socket) -> int:
 
 
 @pytest.mark.parametrize("name", ["rest", "grpc", None])
-def test_of_a_port_for_both_either_name_is_right(held: socket.socket, name: str | None) -> None:
-    (bound,) = open_sockets(config(port_of(held), "grpc", "rest"), [Inherited(held, name)])
+def test_of_a_port_for_both_either_name_is_right(held: socket.socket, closed: ExitStack, name: str | None) -> None:
+    (bound,) = open_sockets(config(port_of(held), "grpc", "rest"), [Inherited(held, name)], closed)
     assert bound.sock is held
     assert bound.where.protocols == ("rest", "grpc")
 
 
-def test_a_host_may_be_a_name(held: socket.socket) -> None:
-    (bound,) = open_sockets(config(port_of(held), "rest", host="localhost"), [Inherited(held, "rest")])
+def test_a_host_may_be_a_name(held: socket.socket, closed: ExitStack) -> None:
+    (bound,) = open_sockets(config(port_of(held), "rest", host="localhost"), [Inherited(held, "rest")], closed)
     assert bound.sock is held
 
 
 @pytest.mark.parametrize("name", ["grpc", "tcp", "tlsproxy.socket", "unknown", ""])
-def test_another_name_is_wrong(held: socket.socket, name: str) -> None:
+def test_another_name_is_wrong(held: socket.socket, closed: ExitStack, name: str) -> None:
     says = rf"'{name}' on 127.0.0.1:\d+ has the wrong name: .* REST, so its socket unit needs FileDescriptorName=rest$"
     with pytest.raises(InheritedSocketError, match=says):
-        open_sockets(config(port_of(held), "rest"), [Inherited(held, name)])
+        open_sockets(config(port_of(held), "rest"), [Inherited(held, name)], closed)
     assert held.fileno() < 0, "all or none"
 
 
 @pytest.mark.parametrize("host", ["::", "127.0.0.2", "0.0.0.0", "nowhere.invalid"])  # noqa: S104 - not bound
-def test_another_address_is_no_match(held: socket.socket, host: str) -> None:
+def test_another_address_is_no_match(held: socket.socket, closed: ExitStack, host: str) -> None:
     says = r"is for no listener of the configuration .* let ListenStream= of its socket unit say the address"
     with pytest.raises(InheritedSocketError, match=says):
-        open_sockets(config(port_of(held), "rest", host=host), [Inherited(held, "rest")])
+        open_sockets(config(port_of(held), "rest", host=host), [Inherited(held, "rest")], closed)
 
 
-def test_twice_is_once_too_often(held: socket.socket) -> None:
+def test_twice_is_once_too_often(held: socket.socket, closed: ExitStack) -> None:
     with held.dup() as again, pytest.raises(InheritedSocketError, match="was passed twice: two socket units"):
-        open_sockets(config(port_of(held), "rest"), [Inherited(held, "rest"), Inherited(again, "rest")])
+        open_sockets(config(port_of(held), "rest"), [Inherited(held, "rest"), Inherited(again, "rest")], closed)
 
 
 def test_it_is_ours_alone_and_never_waits(held: socket.socket) -> None:

@@ -107,7 +107,8 @@ class HealthServer:
             del self._open[oldest]
             oldest.stream.abort()
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._open[_Connection(self, sock, self._present().contexts.get(HEALTH))] = None
 
     def ended(self, connection: _Connection) -> None:

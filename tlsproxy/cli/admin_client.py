@@ -15,6 +15,7 @@ from urllib.parse import quote
 import click
 
 from tlsproxy.cli.common import config_option
+from tlsproxy.config.endpoints import UNIX, UnixSocket
 from tlsproxy.config.loader import admin_listen
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
@@ -25,7 +26,6 @@ DEADLINE: Final = 10.0
 RELOAD_DEADLINE: Final = 70.0
 """Seconds to wait for a reload: more than the server's own deadline."""
 
-_UNIX: Final = "unix:"
 _SIZE_LIMIT: Final = 64 << 20
 _OTHER_CONFIG: Final = "(if it was started with another configuration, --admin ADDRESS says where it listens)"
 _UNREAD_CONFIG: Final = "a gateway that runs serves on without this file: --admin ADDRESS asks it"
@@ -123,8 +123,9 @@ class AdminClient:
         return answer
 
     def _connection(self, deadline: float) -> http.client.HTTPConnection:
-        if self.address.startswith(_UNIX):
-            return _UnixConnection(self.address.removeprefix(_UNIX), deadline)
+        if self.address.startswith(UNIX):
+            name = self.address.removeprefix(UNIX)
+            return _UnixConnection(UnixSocket(name).sockaddr, deadline)
         try:
             return http.client.HTTPConnection(self.address, timeout=deadline)
         except http.client.InvalidURL:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from tlsproxy.authz.access import EVERY
 from tlsproxy.authz.keys import NEVER, Key
+from tlsproxy.config.endpoints import UNIX
 from tlsproxy.config.grants import CollectionGrant, filter_of
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.listeners import PROTOCOLS, balancers_of, listening, titles
@@ -47,7 +48,8 @@ def _served(config: Config) -> Iterator[str]:
         yield f"listens on {entry.endpoint} for {titles(entry.protocols)}{_through(through)}"
     health = config.health
     if health.listen is not None:
-        yield f"serves health checks on {'https' if health.tls else 'http'}://{health.listen}"
+        scheme = "" if health.listen.startswith(UNIX) else "https://" if health.tls else "http://"
+        yield f"serves health checks on {scheme}{health.listen}"
     protocols = {protocol for entry in listening(config) for protocol in entry.protocols}
     nodes = nodes_of(config.upstream)
     for protocol in (one for one in PROTOCOLS if one in protocols):
@@ -55,7 +57,8 @@ def _served(config: Config) -> Iterator[str]:
         yield f"upstream for {titles((protocol,))}: {urls}, {_upstream_key(config.upstream)}"
     for listener in config.listeners:
         if listener.mode == "tcp":
-            yield f"upstream for TCP on port {listener.port}: {listener.upstream}, for {', '.join(listener.allow)}"
+            where = f"port {listener.port}" if listener.unix is None else f"{UNIX}{listener.unix}"
+            yield f"upstream for TCP on {where}: {listener.upstream}, for {', '.join(listener.allow)}"
     yield f"audit log: {_audit(config.audit)}"
     yield f"admin server: {config.admin.listen or 'none'}"
     yield f"workers: {config.workers}"

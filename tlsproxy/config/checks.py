@@ -187,6 +187,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"logger", "audit"}), _logger),
     (frozenset({"shared"}), shared_checks.store),
     (frozenset({"listeners"}), listeners.repeated),
+    (frozenset({"listeners"}), listeners.places),
     (frozenset({"service", "listeners"}), listeners.hosts),
     (frozenset({"service", "listeners", "health"}), listeners.proxy_protocol),
     (frozenset({"service", "listeners"}), listeners.modes),
@@ -213,6 +214,7 @@ ITEMS: Final = frozenset({"listeners", "roles", "identities", "keys", "jwt_issue
 _ITEM_BY_ITEM: Final = frozenset(
     {
         listeners.repeated,
+        listeners.places,
         listeners.proxy_protocol,
         listeners.modes,
         listeners.tcp_roles,

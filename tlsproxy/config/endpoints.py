@@ -33,8 +33,10 @@ class Endpoint:
     def wildcard(self) -> bool:
         return is_address(self.host) and ipaddress.ip_address(self.host).is_unspecified
 
-    def overlaps(self, other: Endpoint) -> bool:
+    def overlaps(self, other: Endpoint | UnixSocket) -> bool:
         """Whether both cannot be bound together. Port 0 never overlaps."""
+        if isinstance(other, UnixSocket):
+            return False
         return self.port == other.port != 0 and (self.host == other.host or self.wildcard or other.wildcard)
 
     def __str__(self) -> str:
@@ -52,9 +54,17 @@ class UnixSocket:
         return True
 
     @property
+    def abstract(self) -> bool:
+        return self.name.startswith("@")
+
+    @property
     def sockaddr(self) -> str:
-        """As `connect` takes it: an abstract name begins with NUL (unix(7))."""
-        return f"\0{self.name[1:]}" if self.name.startswith("@") else self.name
+        """As `connect` and `bind` take it: an abstract name begins with NUL (unix(7))."""
+        return f"\0{self.name[1:]}" if self.abstract else self.name
+
+    def overlaps(self, other: Endpoint | UnixSocket) -> bool:
+        """Whether both cannot be bound together."""
+        return self == other
 
     def __str__(self) -> str:
         return f"{UNIX}{self.name}"
@@ -62,9 +72,14 @@ class UnixSocket:
 
 def unix_socket(url: str) -> UnixSocket:
     """Parse `unix:/path` or `unix:@name`. Raises ValueError."""
-    name = url.removeprefix(UNIX)
+    text = "an absolute path or an abstract name is expected: unix:/run/qdrant/rest.sock, unix:@qdrant"
+    return named_socket(url.removeprefix(UNIX), text)
+
+
+def named_socket(name: str, expected: str) -> UnixSocket:
+    """The socket of a `/path` or `@name`. Raises ValueError; ``expected`` is the text for neither of both."""
     if not name.startswith(("/", "@")) or name in {"/", "@"}:
-        raise ValueError("an absolute path or an abstract name is expected: unix:/run/qdrant/rest.sock, unix:@qdrant")
+        raise ValueError(expected)
     if not name.isprintable():
         raise ValueError("the path or name of a unix socket must be printable")
     if len(name.removeprefix("@").encode()) > LONGEST_UNIX_PATH:
@@ -84,7 +99,7 @@ def check_host(host: str) -> None:
     """Check an address to listen on: an IP address, or a name that can be resolved. Raises ValueError."""
     if host.startswith("unix:"):
         raise ValueError(
-            "clients connect over TCP: an address or host name is expected (admin.listen takes unix:/path)"
+            "clients connect over TCP here: an address or host name is expected (listeners take `unix: /path`)"
         )
     if host.startswith("[") or host.endswith("]"):
         raise ValueError("an IPv6 address stands without brackets here: ::1")
@@ -183,8 +198,14 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def listen_endpoint(listen: str) -> Endpoint:
-    """`host:port` to listen on; port 0 is for one of the system's choice. Raises ValueError."""
+def listen_endpoint(listen: str) -> Endpoint | UnixSocket:
+    """`host:port`, `unix:/path` or `unix:@name` to listen on; port 0 is for one of the system's choice.
+
+    Raises ValueError.
+    """
+    if listen.startswith(UNIX):
+        text = "the path of a unix socket must be absolute: unix:/run/tlsproxy/admin.sock, or unix:@name"
+        return named_socket(listen.removeprefix(UNIX), text)
     try:
         parts = urlsplit(f"//{listen}")
         host, port = parts.hostname, parts.port
@@ -195,17 +216,12 @@ def listen_endpoint(listen: str) -> Endpoint:
     return Endpoint(host or "", port)
 
 
-def admin_endpoint(listen: str) -> Endpoint | str:
-    """The path of `unix:/path`, or a loopback endpoint. Raises ValueError."""
-    scheme, _, path = listen.partition(":")
-    if scheme == "unix":
-        if not path.startswith("/") or not path.isprintable():
-            raise ValueError("the path of a unix socket must be absolute: unix:/run/tlsproxy/admin.sock")
-        return path
+def admin_endpoint(listen: str) -> Endpoint | UnixSocket:
+    """A unix socket, or a loopback endpoint. Raises ValueError."""
     try:
         endpoint = listen_endpoint(listen)
     except ValueError as error:
-        raise ValueError(f"unix:/path or {error}") from None
+        raise ValueError(f"unix:/path or {error}" if not listen.startswith(UNIX) else str(error)) from None
     if not endpoint.loopback:
         raise ValueError("the admin server has no authentication: listen on 127.0.0.1, [::1] or a unix socket")
     return endpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tlsproxy.config.endpoints import Endpoint, admin_endpoint, listen_endpoint
+from tlsproxy.config.endpoints import Endpoint, UnixSocket, admin_endpoint, listen_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
@@ -12,7 +12,7 @@ from tlsproxy.config.networks import findings
 from tlsproxy.config.positions import Path, Tree, dotted
 
 
-def health_endpoint(config: Config) -> Endpoint | None:
+def health_endpoint(config: Config) -> Endpoint | UnixSocket | None:
     """Address of the health listener. Raises ValueError."""
     return None if config.health.listen is None else listen_endpoint(config.health.listen)
 
@@ -33,11 +33,11 @@ def listener(config: Config, _tree: Tree) -> Iterator[Finding]:
         if entry.endpoint.overlaps(endpoint):
             yield Finding(path, f"{endpoint} is taken: {dotted(entry.path)} listens on {entry.endpoint}")
     admin = _admin(config)
-    if isinstance(admin, Endpoint) and admin.overlaps(endpoint):
+    if admin is not None and admin.overlaps(endpoint):
         yield Finding(path, f"{endpoint} is taken: admin.listen is {admin}")
 
 
-def _admin(config: Config) -> Endpoint | str | None:
+def _admin(config: Config) -> Endpoint | UnixSocket | None:
     """Address of the admin server; None for one that its own check reports."""
     try:
         return None if config.admin.listen is None else admin_endpoint(config.admin.listen)

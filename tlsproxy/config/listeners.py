@@ -10,10 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.config.endpoints import Endpoint, UnixSocket, admin_endpoint, check_host, tcp_endpoint, upstream_url
+from tlsproxy.config.endpoints import (
+    UNIX,
+    Endpoint,
+    UnixSocket,
+    admin_endpoint,
+    check_host,
+    named_socket,
+    tcp_endpoint,
+    upstream_url,
+)
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
 from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols
+from tlsproxy.config.networks import UNIX as UNIX_PEERS
 from tlsproxy.config.networks import Network, findings
 from tlsproxy.config.positions import Path, Tree, dotted
 from tlsproxy.config.proxy_protocol import ANYBODY, ProxyProtocol, balancers
@@ -24,6 +34,8 @@ PROTOCOLS: Final[tuple[HttpProtocol, ...]] = ("rest", "grpc")
 TCP: Final[Protocols] = ("tcp",)
 HEALTH: Final[Protocols] = ()
 """Stands for the health listener among TLS contexts: it asks for no client certificate."""
+_USUAL_MODE: Final = ListenerConfig().unix_mode
+_PLACES: Final = 'an absolute path or an abstract name is expected: /run/tlsproxy/rest.sock, "@tlsproxy"'
 _TITLES: Final = {"rest": "REST", "grpc": "gRPC", "tcp": "TCP"}
 
 
@@ -31,13 +43,15 @@ _TITLES: Final = {"rest": "REST", "grpc": "gRPC", "tcp": "TCP"}
 class Listening:
     """An address to listen on, by the key ``path``. ``protocols`` are in the order of ``PROTOCOLS``.
 
-    ``name`` is the same for the same listener of another configuration: the address, or the key of `service`.
+    ``name`` is the same for the same listener of another configuration: the address, or the key of `service`. ``mode``
+    is that of a unix socket at a path.
     """
 
-    endpoint: Endpoint
+    endpoint: Endpoint | UnixSocket
     protocols: Protocols
     path: Path
     name: str
+    mode: int = 0
 
 
 def listening(config: Config) -> Iterator[Listening]:
@@ -47,13 +61,21 @@ def listening(config: Config) -> Iterator[Listening]:
         port = getattr(service, key)
         if port is not None:
             yield Listening(Endpoint(service.host, port), (protocol,), ("service", key), f"service.{key}")
-    seen: Counter[Endpoint] = Counter()
+    seen: Counter[Endpoint | UnixSocket] = Counter()
     for index, listener in enumerate(config.listeners):
         protocols = tuple(protocol for protocol in PROTOCOLS if protocol in listener.protocols)
-        endpoint = Endpoint(listener.host or service.host, listener.port)
+        endpoint = endpoint_of(listener, service.host)
         seen[endpoint] += 1
         name = f"{endpoint} ({seen[endpoint]})"  # several at port 0 differ by their order alone
-        yield Listening(endpoint, TCP if listener.mode == "tcp" else protocols, ("listeners", index), name)
+        served = TCP if listener.mode == "tcp" else protocols
+        yield Listening(endpoint, served, ("listeners", index), name, int(listener.unix_mode, 8))
+
+
+def endpoint_of(listener: ListenerConfig, host: str) -> Endpoint | UnixSocket:
+    """Address of an entry of `listeners`; ``host`` is the default host."""
+    if listener.unix is not None:
+        return UnixSocket(listener.unix)
+    return Endpoint(listener.host or host, listener.port or 0)
 
 
 def balancers_of(config: Config) -> dict[str, tuple[Network, ...] | None]:
@@ -67,7 +89,7 @@ def balancers_of(config: Config) -> dict[str, tuple[Network, ...] | None]:
 
 def tunnels(config: Config, host: str) -> dict[str, ListenerConfig]:
     """Listeners of mode tcp by their configured address; ``host`` is the default host."""
-    return {str(Endpoint(entry.host or host, entry.port)): entry for entry in config.listeners if entry.mode == "tcp"}
+    return {str(endpoint_of(entry, host)): entry for entry in config.listeners if entry.mode == "tcp"}
 
 
 def titles(protocols: Protocols) -> str:
@@ -75,8 +97,33 @@ def titles(protocols: Protocols) -> str:
     return " and ".join(_TITLES[protocol] for protocol in protocols)
 
 
-def scheme(protocols: Protocols) -> str:
-    return "tls" if protocols == TCP else "https"
+def shown(protocols: Protocols, address: str) -> str:
+    """A listener's URL; of one on a unix socket its address."""
+    if address.startswith(UNIX):
+        return address
+    return f"{'tls' if protocols == TCP else 'https'}://{address}"
+
+
+def places(config: Config, _tree: Tree) -> Iterator[Finding]:
+    """Check that each listener has either a port or a unix socket."""
+    for index, listener in enumerate(config.listeners):
+        path: Path = ("listeners", index)
+        if listener.unix is None:
+            if listener.port is None:
+                yield Finding(path, "port is missing: a port, or `unix:` for a unix socket")
+            if listener.unix_mode != _USUAL_MODE:
+                yield Finding((*path, "unix_mode"), "unix is missing: this listener has no unix socket")
+            continue
+        try:
+            named_socket(listener.unix, _PLACES)
+        except ValueError as error:
+            yield Finding((*path, "unix"), str(error))
+        for key in ("host", "port"):
+            if getattr(listener, key) is not None:
+                yield Finding((*path, key), "`unix` stands in place of host and port: leave one of them out")
+        if listener.unix.startswith("@") and listener.unix_mode != _USUAL_MODE:
+            text = "an abstract socket has no mode: whoever is in the network namespace may connect; use a path"
+            yield Finding((*path, "unix_mode"), text)
 
 
 def repeated(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -128,14 +175,25 @@ def proxy_protocol(config: Config, _tree: Tree) -> Iterator[Finding]:
         if listener.mode == "http" and listener.send_proxy_protocol is not None:
             text = "for mode: tcp; over HTTP the upstream is told the client's address in X-Forwarded-For"
             yield Finding(("listeners", index, "send_proxy_protocol"), text)
-    settings: list[tuple[Path, ProxyProtocol | None]] = [
-        (("service",), config.service.proxy_protocol),
-        (("health",), config.health.proxy_protocol),
-        *((("listeners", index), entry.proxy_protocol) for index, entry in enumerate(config.listeners)),
+    settings: list[tuple[Path, ProxyProtocol | None, bool]] = [
+        (("service",), config.service.proxy_protocol, False),
+        (("health",), config.health.proxy_protocol, (config.health.listen or "").startswith(UNIX)),
     ]
-    for path, setting in settings:
-        if setting is not None:
-            yield from findings((*path, "proxy_protocol", "from"), getattr(setting, "from"), ANYBODY)
+    settings += (
+        (("listeners", index), entry.proxy_protocol, entry.unix is not None)
+        for index, entry in enumerate(config.listeners)
+    )
+    for path, setting, unix in settings:
+        if setting is None:
+            continue
+        where: Path = (*path, "proxy_protocol", "from")
+        known = getattr(setting, "from")
+        yield from findings(where, known, ANYBODY)
+        for place, text in enumerate(known):
+            if unix and text != UNIX_PEERS:
+                yield Finding((*where, place), f"nobody reaches a unix socket from a network: write {UNIX_PEERS}")
+            elif not unix and text == UNIX_PEERS:
+                yield Finding((*where, place), "no unix socket: name the balancers' addresses or networks")
 
 
 def hosts(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -166,8 +224,9 @@ def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
 def loop(config: Config, _tree: Tree) -> Iterator[Finding]:
     for path, url in urls_of(config.upstream):
         upstream = _readable(url)
-        if isinstance(upstream, Endpoint) and any(_reaches(upstream, entry.endpoint) for entry in listening(config)):
-            text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on another port"
+        if upstream is not None and any(_reaches(upstream, entry.endpoint) for entry in listening(config)):
+            other = "another port" if isinstance(upstream, Endpoint) else "another socket"
+            text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on {other}"
             yield Finding(path, text)
 
 
@@ -179,7 +238,9 @@ def _readable(url: str) -> Endpoint | UnixSocket | None:
         return None
 
 
-def _reaches(upstream: Endpoint, own: Endpoint) -> bool:
+def _reaches(upstream: Endpoint | UnixSocket, own: Endpoint | UnixSocket) -> bool:
+    if isinstance(upstream, UnixSocket) or isinstance(own, UnixSocket):
+        return upstream == own
     here = upstream.loopback and (own.loopback or own.wildcard)
     return upstream.port == own.port and (upstream == own or here)
 
@@ -222,7 +283,10 @@ def admin(config: Config, _tree: Tree) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding(("admin", "listen"), str(error))
         return
-    if isinstance(endpoint, Endpoint):
-        for entry in listening(config):
-            if endpoint.port and endpoint.port == entry.endpoint.port:
-                yield Finding(("admin", "listen"), f"{dotted(entry.path)} is the same port")
+    for entry in listening(config):
+        if isinstance(endpoint, UnixSocket) or isinstance(entry.endpoint, UnixSocket):
+            same = "socket" if endpoint == entry.endpoint else ""
+        else:
+            same = "port" if endpoint.port and endpoint.port == entry.endpoint.port else ""
+        if same:
+            yield Finding(("admin", "listen"), f"{dotted(entry.path)} is the same {same}")

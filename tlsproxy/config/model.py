@@ -83,8 +83,15 @@ class ListenerConfig(Section):
 
     host: Annotated[Annotated[str, Field(min_length=1)] | None, NEEDS_RESTART] = None
     """Address to listen on; null for `service.host`."""
-    port: Annotated[Port, NEEDS_RESTART]
+    port: Annotated[Port | None, NEEDS_RESTART] = None
     """Port; 0 lets the system choose one."""
+    unix: Annotated[str | None, NEEDS_RESTART] = None
+    """Unix socket to listen on, in place of `host` and `port`: an absolute path such as `/run/tlsproxy/rest.sock`, or
+    `"@name"`, in quotes, in the abstract namespace, where whoever shares the network namespace may connect. TLS is
+    spoken there as elsewhere; the client's address is `unix:uid=1000`, its user."""
+    unix_mode: Annotated[Literal["0600", "0660", "0666"], NEEDS_RESTART] = "0660"
+    """Mode of the socket at a path, in quotes. 0600: only the gateway's own user may connect. 0660: its group too.
+    0666: everybody who may enter the directory."""
     mode: Annotated[Literal["http", "tcp"], NEEDS_RESTART] = "http"
     """http: each request of Qdrant's APIs is decided. tcp: bytes are relayed to one address, for the holders of some
     roles."""
@@ -222,8 +229,8 @@ class AdminConfig(Section):
     """The admin server: a page for operators, health, metrics, status, reload. It has no authentication."""
 
     listen: Annotated[str | None, NEEDS_RESTART] = None
-    """`unix:/run/tlsproxy/admin.sock`, or `host:port` on loopback such as `127.0.0.1:9333`; null for no admin
-    server."""
+    """`unix:/run/tlsproxy/admin.sock`, which only its owner and root may open; `unix:@name` or `host:port` on loopback
+    such as `127.0.0.1:9333`, which every user of the machine may; null for no admin server."""
 
 
 class HealthConfig(Section):
@@ -232,16 +239,18 @@ class HealthConfig(Section):
     """
 
     listen: Annotated[str | None, NEEDS_RESTART] = None
-    """`host:port`, such as `10.0.0.5:9334`, for `/livez`, `/readyz` and nothing else, without authentication; null for
-    no such listener. Answers name no file and no caller."""
+    """`host:port`, such as `10.0.0.5:9334`, `unix:/path` (mode 0666: its directory says who may connect) or
+    `unix:@name`, for `/livez`, `/readyz` and nothing else, without authentication; null for no such listener. Answers
+    name no file and no caller."""
     tls: Annotated[bool, NEEDS_RESTART] = False
     """true: HTTPS with the server's certificate, without asking for one of the client's. false: plain HTTP."""
     metrics: bool = False
     """Whether `/metrics` is served there too. Metrics hold names of roles, operations and CAs: let the monitoring alone
     reach them."""
     probe_networks: tuple[str, ...] = ()
-    """Addresses and networks of the balancers, such as `10.0.0.7` or `10.0.0.0/24`. A TLS connection of theirs that
-    brings no certificate, or ends during its handshake, is a check: no refusal and no failed authentication."""
+    """Addresses and networks of the balancers, such as `10.0.0.7` or `10.0.0.0/24`; `unix` for those on this
+    machine, over unix sockets. A TLS connection of theirs that brings no certificate, or ends during its handshake, is
+    a check: no refusal and no failed authentication."""
     proxy_protocol: ProxyProtocol | None = None
     """Balancers whose checks of `listen` begin with a header of the PROXY protocol, as HAProxy's with
     `check-send-proxy`. Nobody else gets an answer there then."""

@@ -1,34 +1,52 @@
-"""Lists of addresses and networks: their checks, and whether an address is in one."""
+"""Lists of addresses and networks: their checks, and whether an address is in one.
+
+A peer over a unix socket has no address: it is told as `unix:uid=1000`, the user that it runs as, and :data:`UNIX`
+stands for all of them in a list.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Literal
 
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.positions import Path
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+UNIX: Final = "unix"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network | Literal["unix"]
 
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 """Addresses of IPv4 on a socket of both (RFC 4291 §2.5.5.2). Listeners tell them as those of IPv4."""
 
 
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    return tuple(map(ipaddress.ip_network, texts))
+    return tuple(UNIX if text == UNIX else ipaddress.ip_network(text) for text in texts)
+
+
+def unix_peer(uid: int) -> str:
+    """Address of a peer over a unix socket."""
+    return f"{UNIX}:uid={uid}"
+
+
+def is_unix(address: str) -> bool:
+    return address.startswith(f"{UNIX}:")
 
 
 def listed(address: str, among: Iterable[Network]) -> bool:
     """Whether one of the networks has the address. Zones do not count."""
+    if is_unix(address):
+        return UNIX in among
     found = ipaddress.ip_address(address.partition("%")[0])
-    return any(found in network for network in among)
+    return any(network != UNIX and found in network for network in among)
 
 
 def findings(path: Path, texts: Iterable[str], everybody: str) -> Iterator[Finding]:
     """Checks of the list at ``path``; ``everybody`` is the warning on a network of all addresses."""
     for index, text in enumerate(texts):
         where: Path = (*path, index)
+        if text == UNIX:
+            continue
         try:
             network = ipaddress.ip_network(text)
         except ValueError as error:

@@ -11,8 +11,9 @@ from tlsproxy.config.networks import Network, networks
 
 ANYBODY: Final = "this is everybody: a client may then claim any address, in the audit log and before the limits too"
 
-_FROM: Final = """Addresses and networks of the balancers, such as `10.0.0.7` or `10.0.0.0/24`. Each of their
-connections must begin with a header; connections from elsewhere are closed."""
+_FROM: Final = """Addresses and networks of the balancers, such as `10.0.0.7` or `10.0.0.0/24`, or `unix` for those on
+this machine that connect over the listener's unix socket. Each of their connections must begin with a header;
+connections from elsewhere are closed."""
 
 
 class ProxyProtocol(Section):

@@ -19,9 +19,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import tlsproxy
 from tlsproxy.admin.health import HealthServer
@@ -29,14 +29,14 @@ from tlsproxy.audit import counters
 from tlsproxy.audit.files import ALONE, Turn
 from tlsproxy.audit.line import event_line
 from tlsproxy.audit.log import AuditLog, NoAudit, audit_log
-from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.endpoints import UnixSocket
 from tlsproxy.config.health import health_endpoint
-from tlsproxy.config.listeners import scheme, titles
+from tlsproxy.config.listeners import shown, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.gateway import Event
 from tlsproxy.proxy.decision.affinity import KEY_SIZE
-from tlsproxy.proxy.frontend.listener import Bound, bind
+from tlsproxy.proxy.frontend.listener import Bound, address_of, bind
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
@@ -64,6 +64,8 @@ from tlsproxy.snapshot.watch import Watcher
 if TYPE_CHECKING:
     from tlsproxy.service.shared.coordinator import Coordinator
 
+_HEALTH_MODE: Final = 0o666
+"""Mode of a unix socket for health checks: answers are for whoever can connect, as on a network."""
 _log = logging.getLogger(__name__)
 
 
@@ -152,9 +154,7 @@ class _Program:
             audit.start()
             write_out_and_end(audit)
             stack.callback(audit.close)
-            bound = open_sockets(config, self._inherited)
-            for one in bound:
-                stack.enter_context(one.sock)
+            bound = open_sockets(config, self._inherited, stack.enter_context(ExitStack()))
             for_health = self._bind_health(stack)
             self._handle_signals(asyncio.get_running_loop())
             served = await self._start_serving(stack, bound, audit, turn)
@@ -284,7 +284,11 @@ class _Program:
     def _bind_health(self, stack: AsyncExitStack) -> socket.socket | None:
         """Bound with the listeners, so that a taken address is told before anybody is served."""
         endpoint = health_endpoint(self._generation.config)
-        return None if endpoint is None else stack.enter_context(bind(endpoint.host, endpoint.port))
+        if endpoint is None:
+            return None
+        bound = bind(endpoint, _HEALTH_MODE)
+        stack.callback(bound.close)
+        return bound.sock
 
     def _start_health(
         self, stack: AsyncExitStack, sock: socket.socket | None, state: ServiceState, served: Served
@@ -294,12 +298,14 @@ class _Program:
             return None
         server = HealthServer(sock, state, lambda: served.generation, served.counted.accept_error)
         stack.callback(server.close)
-        host, port = sock.getsockname()[:2]
-        return f"{'https' if self._generation.config.health.tls else 'http'}://{Endpoint(host, port)}"
+        address = address_of(sock)
+        if isinstance(address, UnixSocket):
+            return str(address)
+        return f"{'https' if self._generation.config.health.tls else 'http'}://{address}"
 
     def _announce(self, bound: Sequence[Bound], admin: str | None, health: str | None, reloader: Reloader) -> None:
         serving = ", ".join(
-            f"{titles(one.where.protocols)} on {scheme(one.where.protocols)}://{one.address}" for one in bound
+            f"{titles(one.where.protocols)} on {shown(one.where.protocols, one.address)}" for one in bound
         )
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if admin is not None:

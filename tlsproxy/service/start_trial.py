@@ -12,14 +12,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tlsproxy.admin.socket import AdminAddressError, check_path
+from tlsproxy.admin.socket import AdminAddressError
+from tlsproxy.admin.socket import check_place as check_admin_place
 from tlsproxy.audit.log import AuditGroupError, AuditNotWritable, check_place, place_warnings
-from tlsproxy.config.endpoints import Endpoint, admin_endpoint
+from tlsproxy.config.endpoints import Endpoint, UnixSocket, admin_endpoint
 from tlsproxy.config.health import health_endpoint
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import dotted
 from tlsproxy.proxy.frontend.listener import bound_socket
+from tlsproxy.proxy.frontend.unix_socket import check_unix
 from tlsproxy.service.systemd.units import SocketUnit
 
 MADE: Final = frozenset((Path("/run/tlsproxy"), Path("/var/log/tlsproxy")))
@@ -35,6 +37,9 @@ def start_faults(config: Config, units: Sequence[SocketUnit], now: float) -> Ite
     """
     bound: dict[tuple[str, int], str] = {}
     for key, endpoint in _own(config, units):
+        if isinstance(endpoint, UnixSocket):
+            yield from _unix_faults(key, endpoint)
+            continue
         try:
             with closing(bound_socket(endpoint.host, 0)) as sock:
                 address = sock.getsockname()[0]
@@ -48,8 +53,8 @@ def start_faults(config: Config, units: Sequence[SocketUnit], now: float) -> Ite
     try:
         if not _made_at_start(config.audit.dir):
             check_place(config.audit, now)
-        if isinstance(admin, str) and not _made_at_start(Path(admin).parent):
-            check_path(admin)
+        if isinstance(admin, UnixSocket) and not _made_at_start(Path(admin.name).parent):
+            check_admin_place(admin)
     except (AuditNotWritable, AuditGroupError, AdminAddressError) as error:
         yield str(error)
 
@@ -62,7 +67,7 @@ def start_warnings(config: Config, units: Sequence[SocketUnit]) -> Iterator[str]
     for unit in units:
         yield from unit.problems(tuple(listening(config)))
     for key, endpoint in _own(config, units):
-        if 0 < endpoint.port < PRIVILEGED:
+        if isinstance(endpoint, Endpoint) and 0 < endpoint.port < PRIVILEGED:
             try:
                 bound_socket(endpoint.host, endpoint.port).close()
             except OSError as error:
@@ -70,11 +75,19 @@ def start_warnings(config: Config, units: Sequence[SocketUnit]) -> Iterator[str]
                     yield f"{key}: port {endpoint.port} needs CAP_NET_BIND_SERVICE, or a socket unit"
 
 
+def _unix_faults(key: str, endpoint: UnixSocket) -> Iterator[str]:
+    if endpoint.abstract or not _made_at_start(Path(endpoint.name).parent):
+        try:
+            check_unix(endpoint)
+        except OSError as error:
+            yield f"{key}: cannot listen on {endpoint}: {error.strerror}"
+
+
 def _made_at_start(directory: Path | str) -> bool:
     return directory in MADE and not Path(directory).exists()
 
 
-def _own(config: Config, units: Sequence[SocketUnit]) -> Iterator[tuple[str, Endpoint]]:
+def _own(config: Config, units: Sequence[SocketUnit]) -> Iterator[tuple[str, Endpoint | UnixSocket]]:
     """Keys and addresses of the listeners that `run` binds itself."""
     for where in listening(config):
         if not any(unit.holds(where) for unit in units):
@@ -87,5 +100,5 @@ def _own(config: Config, units: Sequence[SocketUnit]) -> Iterator[tuple[str, End
         yield "admin.listen", admin
 
 
-def _admin(config: Config) -> Endpoint | str | None:
+def _admin(config: Config) -> Endpoint | UnixSocket | None:
     return None if config.admin.listen is None else admin_endpoint(config.admin.listen)

@@ -15,8 +15,7 @@ from tlsproxy.authz.keys import NEVER, Key
 from tlsproxy.authz.locks import Lock
 from tlsproxy.authz.tokens import VerificationKey
 from tlsproxy.config.callers import NamedKey
-from tlsproxy.config.endpoints import Endpoint
-from tlsproxy.config.listeners import listening
+from tlsproxy.config.listeners import endpoint_of, listening
 from tlsproxy.config.model import Config, ListenerConfig
 from tlsproxy.config.pieces import unpacked
 from tlsproxy.snapshot.field_changes import description, difference, entry_difference, joined, same
@@ -137,7 +136,7 @@ def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]
 def _settings(old: Generation, new: Generation) -> Iterator[Change]:
     bound = {str(entry.endpoint) for entry in listening(new.started)}
     for change in _compared("listener", _listeners(old), _listeners(new), changed=_fields, added=description):
-        yield _with_restart(change, bound=change.name.partition(" ")[0] in bound)
+        yield _with_restart(change, bound=change.name.partition(" (")[0] in bound)
     nodes = ({node.name: node for node in each.config.upstream.nodes} for each in (old, new))
     yield from _compared("node", *nodes, changed=_fields, added=description)
     yield from _compared("setting", dict(_flat(old.config)), dict(_flat(new.config)), changed=difference)
@@ -166,7 +165,7 @@ def _listeners(generation: Generation) -> dict[str, ListenerConfig]:
     """Listeners by address. Of several at the same port 0, all but the first have their position: `0.0.0.0:0 (2)`."""
     named: dict[str, ListenerConfig] = {}
     for number, entry in enumerate(generation.config.listeners, 1):
-        address = str(Endpoint(entry.host or generation.config.service.host, entry.port))
+        address = str(endpoint_of(entry, generation.config.service.host))
         named[f"{address} ({number})" if address in named else address] = entry
     return named
 

@@ -29,6 +29,7 @@ _HIGHEST_PORT: Final = 65535
 
 _START: Final = struct.Struct(">12sBBH")
 _LOCAL, _PROXY = 0x20, 0x21
+_UNSPECIFIED: Final = 0x00
 _FAMILIES: Final = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}
 """Bytes of the address block by family: none, TCP over IPv4 and IPv6, a unix stream (section 2.2)."""
 _TLV: Final = struct.Struct(">BH")
@@ -160,6 +161,8 @@ def _check_values(values: bytes) -> None:
 class Announcement:
     """A client over TLS, as it is told to an upstream. ``client`` and ``server``: address and port of each end.
 
+    A client on a unix socket has none: the header is then of no family. Our own end, "" on one, is unspecified.
+
     ``common_name`` is that of a verified certificate. ``verified``: there is one.
     """
 
@@ -172,12 +175,14 @@ class Announcement:
 
     def header(self) -> bytes:
         """A header of version 2. Where only one end has an address of IPv4, that is written in the form of IPv6."""
-        ends = [_packed(address) for address, _ in (self.client, self.server)]
+        values = _value(_UNIQUE_ID, self.unique_id.encode()) + _value(_SSL, self._tls())
+        if self.client[0].startswith("unix:"):
+            return _START.pack(VERSION_2, _PROXY, _UNSPECIFIED, len(values)) + values
+        ends = [_packed(address or "0.0.0.0") for address, _ in (self.client, self.server)]  # noqa: S104 - none
         family = 0x11
         if max(map(len, ends)) > min(map(len, ends)) or len(ends[0]) == _IPV6:
             family, ends = 0x21, [one if len(one) == _IPV6 else _MAPPED + one for one in ends]
         ports = struct.pack(">HH", self.client[1], self.server[1])
-        values = _value(_UNIQUE_ID, self.unique_id.encode()) + _value(_SSL, self._tls())
         rest = b"".join((*ends, ports, values))
         return _START.pack(VERSION_2, _PROXY, family, len(rest)) + rest
 

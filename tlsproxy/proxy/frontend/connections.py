@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import Listening
 from tlsproxy.config.networks import listed
 from tlsproxy.proxy.core.connection_manager import ConnectionManager
@@ -86,7 +87,8 @@ class Connections:
             return
         self._gateway.metrics.connection("accepted")
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if isinstance(where.endpoint, Endpoint):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = AcceptedConnection(self._gateway, self._manager, self._upstreams, sock, origin, where, self._ended)
         self._open[connection] = outcome
 

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import shlex
 import socket
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self
 
-from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.endpoints import Endpoint, UnixSocket
 from tlsproxy.config.listeners import Listening
+from tlsproxy.config.networks import unix_peer
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.frontend.connections import Connections
+from tlsproxy.proxy.frontend.unix_socket import SocketFile, bind_unix
 from tlsproxy.proxy.frontend.watchdog_probe import ProbeConnection
 
 BACKLOG: Final = 4096
@@ -27,19 +32,31 @@ REST: Final = 0.2
 """Seconds without accepting after an error, most often EMFILE."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Listening socket. Raises OSError, whose text names the address and, for a taken one, the way to its owner."""
+def bind(endpoint: Endpoint | UnixSocket, mode: int) -> ListeningSocket:
+    """Raises OSError, whose text names the address and, for a taken one, the way to its owner.
+
+    ``mode`` is that of a unix socket at a path.
+    """
     try:
-        sock = bound_socket(host, port)
+        if isinstance(endpoint, UnixSocket):
+            return ListeningSocket(*bind_unix(endpoint, mode, BACKLOG))
+        sock = bound_socket(endpoint.host, endpoint.port)
         try:
             sock.listen(BACKLOG)
         except OSError:
             sock.close()
             raise
     except OSError as error:
-        owner = f"; `ss -ltnp 'sport = :{port}'` names its process" if error.errno == errno.EADDRINUSE else ""
-        raise OSError(f"{Endpoint(host, port)}: {error.strerror}{owner}") from error
-    return sock
+        owner = f"; `{_owner(endpoint)}` names its process" if error.errno == errno.EADDRINUSE else ""
+        raise OSError(f"{endpoint}: {error.strerror}{owner}") from error
+    return ListeningSocket(sock)
+
+
+def _owner(endpoint: Endpoint | UnixSocket) -> str:
+    """The command that names who listens there."""
+    if isinstance(endpoint, UnixSocket):
+        return f"ss -lxp src {shlex.quote(endpoint.name)}"
+    return f"ss -ltnp 'sport = :{endpoint.port}'"
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -59,8 +76,30 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 @dataclass(frozen=True, slots=True)
+class ListeningSocket:
+    """``file`` is that of a unix socket that we have bound at a path."""
+
+    sock: socket.socket
+    file: SocketFile | None = None
+
+    def close(self) -> None:
+        self.sock.close()
+        if self.file is not None:
+            self.file.remove()
+
+
+def address_of(sock: socket.socket) -> Endpoint | UnixSocket:
+    """Address of our own end."""
+    address: tuple[str, int] | str | bytes = sock.getsockname()
+    if isinstance(address, tuple):
+        return Endpoint(*address[:2])
+    # A name in the abstract namespace comes as bytes, and begins with NUL.
+    return UnixSocket(f"@{os.fsdecode(address[1:])}" if isinstance(address, bytes) else address)
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
-    """Listening socket and its configuration. ``address`` is its ``host:port``, with the port that the kernel chose."""
+    """Listening socket and its configuration. ``address`` is the bound one, with the port that the kernel chose."""
 
     sock: socket.socket
     where: Listening
@@ -68,12 +107,23 @@ class Bound:
 
     @classmethod
     def of(cls, sock: socket.socket, where: Listening) -> Self:
-        host, port = sock.getsockname()[:2]
-        return cls(sock, where, str(Endpoint(host, port)))
+        return cls(sock, where, str(address_of(sock)))
 
 
 Address = tuple[str, int]
-"""Address of a peer, without the flow and scope that IPv6 adds."""
+"""Address of a peer, without the flow and scope that IPv6 adds; over a unix socket its user and process."""
+
+_CREDENTIALS: Final = struct.Struct("3i")
+"""Linux' `struct ucred`: process, user, group, as they were when the peer connected (unix(7))."""
+
+
+def peer_of(sock: socket.socket, address: object) -> Address:
+    """Address of the peer of an accepted socket, by accept's own ``address``."""
+    if isinstance(address, tuple):
+        return address[:2]
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return unix_peer(uid), pid
 
 
 class Acceptor:
@@ -120,13 +170,12 @@ class Acceptor:
                 return
             except OSError as error:
                 self._failed()
-                host, port = self._sock.getsockname()[:2]
                 reason = error.strerror or str(error)
-                self._note(f"cannot accept connections on {Endpoint(host, port)} for the moment: {reason}")
+                self._note(f"cannot accept connections on {address_of(self._sock)} for the moment: {reason}")
                 self._pause()
                 self._loop.call_later(REST, self._resume)
                 return
-            self._accepted(sock, address[:2])
+            self._accepted(sock, peer_of(sock, address))
 
     def _note(self, trouble: str) -> None:
         if trouble != self.trouble:

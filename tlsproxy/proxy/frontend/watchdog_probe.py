@@ -1,8 +1,8 @@
 """Connection of our own watchdog: a real handshake with a real listener, and nothing else.
 
 It is recognised by its source address, :attr:`Gateway.probe`, which is set only while a socket of ours is bound to it,
-so that no other client can have it. It counts in no limit, metric or audit line, and it can do nothing: it is closed
-after its handshake, whatever its outcome.
+so that no other client can have it; over a unix socket by the watchdog's own process, which the kernel tells. It
+counts in no limit, metric or audit line, and it can do nothing: it is closed after its handshake, whatever its outcome.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Final
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.config.limits import LimitsConfig as Settings
+from tlsproxy.config.networks import is_unix
 from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Penalty, Rate
 from tlsproxy.proxy.limits.quotas import rate_of, too_many
 from tlsproxy.proxy.limits.table import LimitTable
@@ -55,7 +56,7 @@ def turn_of(*, identified: bool) -> int:
 
 def network_of(address: str) -> str:
     """Network that counts as one client, e.g. ``2001:db8:1:2::/64`` for ``2001:db8:1:2::7``. Zones do not count."""
-    if ":" not in address:
+    if ":" not in address or is_unix(address):
         return address
     return str(ipaddress.IPv6Network((address, 64), strict=False))
 
@@ -109,7 +110,8 @@ class Addresses:
 
     def request(self, address: str) -> Charge:
         """Charge of a request by an unidentified client."""
-        key, account = self._table.account("unidentified", address)
+        names = ("unidentified", address)
+        key, account = (self._table.key(*names), b"") if is_unix(address) else self._table.account(*names)
         whose = "each address of unidentified clients"
         return Charge(key, whose, self._requests, self._concurrent_requests, account)
 
@@ -149,7 +151,7 @@ class Addresses:
                 until := penalty.until(owed, now, turn_of(identified=bool(identity)))
             ):
                 table.put(delay, until, now)
-            if table.leases is not None:
+            if table.leases is not None and account:
                 table.leases.failed(row, failures, account, identified=bool(identity))
 
     def learn(self, failing: Failing) -> None:
@@ -163,8 +165,11 @@ class Addresses:
                     table.put(key, now + left, now)
 
     def _failing(self, address: str, identity: tuple[str, ...]) -> tuple[tuple[str, ...], bytes]:
-        """Names that rows of failures have keys by, and the account's name in the store."""
-        if self._table.leases is None:
+        """Names that rows of failures have keys by, and the account's name in the store.
+
+        A user of this machine has none there: the same number is somebody else at another gateway.
+        """
+        if self._table.leases is None or is_unix(address):
             return (address, *identity), b""
         _, account = self._table.account("failed", address, *identity)
         return (account.hex(),), account

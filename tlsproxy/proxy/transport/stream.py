@@ -124,9 +124,9 @@ class Stream:
 
     @property
     def own_address(self) -> tuple[str, int]:
-        """Address and port of our end. The socket is open and of IP."""
-        address: tuple[str, int] = self._sock.getsockname()[:2]
-        return address
+        """Address and port of our end, empty and 0 on a unix socket. The socket is open."""
+        address: tuple[str, int] | str | bytes = self._sock.getsockname()
+        return address[:2] if isinstance(address, tuple) else ("", 0)
 
     @property
     def unsent(self) -> bool:

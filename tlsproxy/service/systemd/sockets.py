@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.endpoints import Endpoint, UnixSocket
 from tlsproxy.config.listeners import Listening, listening, titles
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import dotted
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.proxy.frontend.listener import Bound, bind
+from tlsproxy.proxy.frontend.listener import Bound, address_of, bind
 
 FIRST: Final = 3
 """SD_LISTEN_FDS_START"""
@@ -38,14 +38,14 @@ class Inherited:
 
     def __str__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"
-        return f"the inherited socket{name} on {_endpoint(self.sock)}"
+        return f"the inherited socket{name} on {address_of(self.sock)}"
 
 
 def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[Inherited, ...]:
     """Sockets that systemd passed to the process ``pid``; children do not inherit them.
 
-    systemd's variables are removed from ``environ``. Raises InheritedSocketError for one that is no listening TCP
-    socket.
+    systemd's variables are removed from ``environ``. Raises InheritedSocketError for one that is no listening
+    stream socket.
     """
     count, names, listen_pid = (environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
     if listen_pid != str(pid) or not count.isdecimal():
@@ -61,7 +61,7 @@ def _taken(number: int, name: str | None) -> Inherited:
     try:
         sock = socket.socket(fileno=number)
         listens = (
-            sock.family in {socket.AF_INET, socket.AF_INET6}
+            sock.family in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
             and sock.type == socket.SOCK_STREAM
             and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         )
@@ -69,16 +69,17 @@ def _taken(number: int, name: str | None) -> Inherited:
         raise InheritedSocketError(f"descriptor {number} ({name}) is no socket: {error.strerror}") from error
     if not listens:
         sock.close()
-        text = "is no listening TCP socket: its socket unit needs ListenStream=ADDRESS:PORT and Accept=no"
+        text = "is no listening stream socket: its socket unit needs ListenStream= and Accept=no"
         raise InheritedSocketError(f"descriptor {number} ({name}) {text}")
     sock.setblocking(False)
     return Inherited(sock, name)
 
 
-def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[Bound]:
-    """A socket for each listener, all or none. No client is accepted before all are bound.
+def open_sockets(config: Config, inherited: Sequence[Inherited], until: ExitStack) -> list[Bound]:
+    """A socket for each listener, all or none, which ``until`` closes. No client is accepted before all are bound.
 
-    Raises InheritedSocketError, and OSError for an address that cannot be bound.
+    Unix sockets of ours are removed then; inherited ones are systemd's. Raises InheritedSocketError, and OSError for an
+    address that cannot be bound.
     """
     with ExitStack() as stack:
         for entry in inherited:
@@ -86,8 +87,10 @@ def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[Bound]:
         taken = {where: entry.sock for where, entry in _matched(config, inherited).items()}
         for where in listening(config):
             if where not in taken:
-                taken[where] = stack.enter_context(bind(where.endpoint.host, where.endpoint.port))
-        stack.pop_all()
+                bound = bind(where.endpoint, where.mode)
+                stack.callback(bound.close)
+                taken[where] = bound.sock
+        until.push(stack.pop_all())
     return [Bound.of(taken[where], where) for where in listening(config)]
 
 
@@ -113,8 +116,10 @@ def _matched(config: Config, inherited: Sequence[Inherited]) -> Mapping[Listenin
     return taken
 
 
-def _same(endpoint: Endpoint, sock: socket.socket) -> bool:
+def _same(endpoint: Endpoint | UnixSocket, sock: socket.socket) -> bool:
     """Whether the socket has the address that :func:`bind` would bind."""
+    if isinstance(endpoint, UnixSocket) or sock.family == socket.AF_UNIX:
+        return endpoint == address_of(sock)
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     if family != sock.family or endpoint.port != sock.getsockname()[1]:
         return False
@@ -123,8 +128,3 @@ def _same(endpoint: Endpoint, sock: socket.socket) -> bool:
     except OSError:
         return False
     return sock.getsockname()[0] in {address[0] for *_, address in resolved}
-
-
-def _endpoint(sock: socket.socket) -> Endpoint:
-    host, port = sock.getsockname()[:2]
-    return Endpoint(host, port)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tlsproxy.config.endpoints import Endpoint, is_address
+from tlsproxy.config.endpoints import Endpoint, UnixSocket, is_address, named_socket
 from tlsproxy.config.listeners import Listening
 
 _SEARCHED: Final = "/etc/systemd/system:/run/systemd/system:/usr/local/lib/systemd/system:/usr/lib/systemd/system"
@@ -27,7 +27,7 @@ class SocketUnit:
     """``streams`` are the addresses of its `ListenStream=`, ``label`` its `FileDescriptorName=`, "" without one."""
 
     name: str
-    streams: tuple[Endpoint, ...]
+    streams: tuple[Endpoint | UnixSocket, ...]
     label: str
 
     def problems(self, listening: Sequence[Listening]) -> Iterator[str]:
@@ -48,7 +48,9 @@ class SocketUnit:
         return any(same_address(where.endpoint, stream) for stream in self.streams)
 
 
-def same_address(one: Endpoint, other: Endpoint) -> bool:
+def same_address(one: Endpoint | UnixSocket, other: Endpoint | UnixSocket) -> bool:
+    if isinstance(one, UnixSocket) or isinstance(other, UnixSocket):
+        return one == other
     return one.port == other.port and (one.host == other.host or (one.wildcard and other.wildcard))
 
 
@@ -93,8 +95,13 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _stream(listen: str) -> Endpoint | None:
-    """The TCP address of a `ListenStream=` (systemd.socket(5)): a port alone is every address; None for others."""
+def _stream(listen: str) -> Endpoint | UnixSocket | None:
+    """The address of a `ListenStream=` (systemd.socket(5)): a port alone is every address; None for other kinds."""
+    if listen.startswith(("/", "@")):
+        try:
+            return named_socket(listen, "")
+        except ValueError:
+            return None
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or "::"
     return Endpoint(host, int(port)) if port.isdecimal() and is_address(host) else None

@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from tlsproxy.config.networks import unix_peer
+from tlsproxy.proxy.frontend.listener import address_of
 from tlsproxy.service.systemd.notify import Notifier
 
 _PROBES: Final = 3
@@ -28,6 +31,12 @@ Announce = Callable[[tuple[str, int] | None], Awaitable[None]]
 """Announces a probe's address to the data path, and then None when it has ended."""
 
 
+def _reached(sock: socket.socket) -> Any:
+    """The address to connect to: a wildcard is reached at loopback."""
+    address = sock.getsockname()
+    return (_LOOPBACK.get(address[0], address[0]), *address[1:]) if isinstance(address, tuple) else address
+
+
 class Watchdog:
     """``required`` returns whether a handshake without a certificate must be refused now."""
 
@@ -35,7 +44,7 @@ class Watchdog:
         self, notifier: Notifier, listening: Sequence[socket.socket], required: Callable[[], bool], announce: Announce
     ) -> None:
         self._notifier = notifier
-        self._targets = [(sock.family, sock.getsockname()) for sock in listening]
+        self._targets = [(address_of(sock), sock.family, _reached(sock)) for sock in listening]
         self._required = required
         self._announce = announce
         self._interval = notifier.watchdog / _PROBES
@@ -56,27 +65,28 @@ class Watchdog:
 
     async def probe(self) -> bool:
         """Whether every listener answered as expected. The log has the answer of one that did not."""
-        for family, address in self._targets:
-            host, port, *rest = address
-            target = (_LOOPBACK.get(host, host), port, *rest)
+        for address, family, target in self._targets:
             try:
                 async with asyncio.timeout(self._interval):
                     refused = await self._refused(family, target)
             except OSError as error:
-                _log.error("the watchdog is not fed: %s:%d: %s", *target[:2], str(error) or "no answer in time")
+                _log.error("the watchdog is not fed: %s: %s", address, str(error) or "no answer in time")
                 return False
             if refused is not self._required():
                 outcome = "refused" if refused else "accepted"
-                _log.error("the watchdog is not fed: %s:%d %s a client without a certificate", *target[:2], outcome)
+                _log.error("the watchdog is not fed: %s %s a client without a certificate", address, outcome)
                 return False
         return True
 
-    async def _refused(self, family: int, target: tuple[Any, ...]) -> bool:
+    async def _refused(self, family: int, target: Any) -> bool:
         """Whether the handshake was refused for lack of a certificate; False if it finished."""
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.setblocking(False)
-            sock.bind((target[0], 0, *target[2:]))
-            await self._announce(sock.getsockname()[:2])
+            if family == socket.AF_UNIX:
+                await self._announce((unix_peer(os.geteuid()), os.getpid()))
+            else:
+                sock.bind((target[0], 0, *target[2:]))
+                await self._announce(sock.getsockname()[:2])
             try:
                 await asyncio.get_running_loop().sock_connect(sock, target)
                 return await self._handshake(sock)
