@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tlsproxy.authz.access import Condition, Confinement, Confinements, Value
+from tlsproxy.qdrant.tenant_filters import Marks, marking
+from tlsproxy.wire.cooperative import Pace, at_once
 
 ROLES = {
     "admin": {"access": "m"},
@@ -17,3 +21,8 @@ IDENTITIES = [
 def confinement(**values: Value) -> Confinements:
     """One role's filter, filled in with these values."""
     return (Confinement(tuple(Condition(key, (value,)) for key, value in values.items())),)
+
+
+def marked(payload: dict[str, Any], marks: Marks) -> dict[str, Any]:
+    """The payload of a new point with the marks, in one step."""
+    return at_once(marking(payload, marks, Pace()))

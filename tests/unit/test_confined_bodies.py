@@ -848,22 +848,6 @@ def steps_of(method: str, path: str, body: Any, confinements: Confinements) -> i
     return sum(1 for _ in confine(asked, body, confinements, NO_IDF))
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("PUT", "points", {"points": [{"id": 1, "vector": [1]} for _ in range(5000)]}),
-        ("PUT", "points", {"batch": {"ids": [1] * 5000, "vectors": []}}),
-        ("POST", "points", {"ids": [1] * 5000}),
-        ("POST", "points/delete", {"points": [1] * 5000}),
-        ("POST", "points/payload/delete", {"points": [1], "keys": ["n"] * 5000}),
-        ("POST", "points/batch", {"operations": [{"delete": {"points": [1]}} for _ in range(5000)]}),
-        ("POST", "points/search/batch", {"searches": [{"vector": [1], "limit": 1} for _ in range(5000)]}),
-    ],
-)
-def test_a_long_body_is_confined_in_steps(method: str, path: str, body: Any) -> None:
-    assert steps_of(method, path, body, ACME) >= 9
-
-
 def test_a_point_costs_the_same_by_however_many_values() -> None:
     """A token's list may have 1,000 of them, and two roles a filter by it."""
     groups = (Confinement((Condition("group", tuple(f"group-{number}" for number in range(1000))),)),)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from support.rows import rows
+from support.tenant_roles import marked
 
 from tlsproxy.authz.access import Condition, Confinement, Value
 from tlsproxy.errors import BadRequest, Unconfined
@@ -18,7 +19,7 @@ from tlsproxy.qdrant.grpc_decision import confine_message, operation_of
 from tlsproxy.qdrant.grpc_rewrite import STEP
 from tlsproxy.qdrant.rest_tenancy import confine
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.qdrant.tenant_filters import marked, marks_of
+from tlsproxy.qdrant.tenant_filters import marks_of
 from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.protobuf import ProtobufError, delimited
 

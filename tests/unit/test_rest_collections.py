@@ -53,13 +53,13 @@ def test_which_operations_are_inspected() -> None:
 @rows("operation", SINGLE, ids=lambda operation: operation.path)
 @rows(("body", "names"), BODIES)
 def test_every_place(operation: Operation, body: dict[str, Any], names: set[str]) -> None:
-    assert set(body_names(operation, body).read) == names
+    assert set(at_once(body_names(operation, body)).read) == names
 
 
 @rows("operation", BATCH, ids=lambda operation: operation.path)
 @rows(("body", "names"), BODIES)
 def test_every_place_of_a_batch(operation: Operation, body: dict[str, Any], names: set[str]) -> None:
-    assert set(body_names(operation, {"searches": [{}, body, {"with_lookup": "z"}]}).read) == names | {"z"}
+    assert set(at_once(body_names(operation, {"searches": [{}, body, {"with_lookup": "z"}]})).read) == names | {"z"}
 
 
 @rows(
@@ -85,9 +85,9 @@ def test_every_place_of_a_batch(operation: Operation, body: dict[str, Any], name
 )
 def test_a_form_that_is_not_documented_is_refused(body: Any) -> None:
     with pytest.raises(BadRequest, match="Format error in JSON body: "):
-        body_names(QUERY, body)
+        at_once(body_names(QUERY, body))
     with pytest.raises(BadRequest, match="Format error in JSON body: "):
-        body_names(BATCH[0], {"searches": [body]})
+        at_once(body_names(BATCH[0], {"searches": [body]}))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_form_that_is_not_documented_is_refused(body: Any) -> None:
 )
 def test_a_refusal_names_the_place(body: Any, text: str) -> None:
     with pytest.raises(BadRequest) as refusal:
-        body_names(QUERY, body)
+        at_once(body_names(QUERY, body))
     assert str(refusal.value) == f"Format error in JSON body: {text}"
 
 
@@ -112,7 +112,7 @@ def test_a_refusal_names_the_place(body: Any, text: str) -> None:
 )
 def test_a_batch_is_a_list(body: Any) -> None:
     with pytest.raises(BadRequest):
-        body_names(BATCH[0], body)
+        at_once(body_names(BATCH[0], body))
 
 
 names = st.sampled_from(["a", "b", "c"])
@@ -138,8 +138,8 @@ def everywhere(value: Any) -> set[str]:
 @pytest.mark.fuzz
 @given(queries)
 def test_no_name_is_overlooked(body: dict[str, Any]) -> None:
-    assert set(body_names(QUERY, body).read) == everywhere(body)
-    assert set(body_names(BATCH[0], {"searches": [body, body]}).read) == everywhere(body)
+    assert set(at_once(body_names(QUERY, body)).read) == everywhere(body)
+    assert set(at_once(body_names(BATCH[0], {"searches": [body, body]})).read) == everywhere(body)
 
 
 TEXT = json.dumps({"query": [0.5] * 100}).encode()

@@ -14,12 +14,12 @@ from qdrant_client.grpc import Filter
 from qdrant_client.local.payload_filters import check_filter
 from support.rows import rows
 from support.tenancy_oracle import is_changeable, is_owned, is_readable
-from support.tenant_roles import confinement
+from support.tenant_roles import confinement, marked
 
 from tlsproxy.authz.access import Condition, Confinement, Confinements, Rights, is_within
 from tlsproxy.errors import Unconfined
 from tlsproxy.qdrant.grpc_conditions import encoded
-from tlsproxy.qdrant.tenant_filters import marked, marks_of, narrowed
+from tlsproxy.qdrant.tenant_filters import marks_of, narrowed
 from tlsproxy.qdrant.tenant_texts import MARKED, MARKS_EXCLUDE
 
 KEYS = ("a", "b", "n.a", "l[].a")

@@ -11,13 +11,17 @@ bypass a search for keys, so only the documented types are accepted at these pla
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from operator import itemgetter
 from typing import Any, Final
 
 from tlsproxy.authz.access import NO_NAMES, BodyNames
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.cooperative import Pace, Steps
 
+MOST_NAMES: Final = 10_000
+"""Different names in one body: each is held against the caller's rights, in one step."""
 _ALIAS_ACTIONS: Final = {
     "create_alias": frozenset({"collection_name", "alias_name"}),
     "rename_alias": frozenset({"old_alias_name", "new_alias_name"}),
@@ -35,72 +39,105 @@ _BATCHED: Final = {
     "delete_vectors": "delete_vectors",
 }
 """Members of an operation of a batch → the operation's name."""
+NUMBERS: Final = frozenset((float, int))
+INTEGERS: Final = frozenset((int,))
+_NUMBERS_AT_ONCE: Final = 1 << 16
+_NUMBERS_PER_UNIT: Final = 40
+"""Numbers whose types are found in a unit of work."""
 
 
-def body_names(operation: Operation, body: Any) -> BodyNames:
+def body_names(operation: Operation, body: Any) -> Steps[BodyNames]:
     """All names that a decision may depend on; the body was parsed by :mod:`tlsproxy.wire.strict_json`.
 
     Raises :class:`BadRequest`.
     """
+    pace = Pace()
     if operation.names_changed:
-        return BodyNames(change=_changed(body))
+        return BodyNames(change=(yield from _changed(body, pace)))
     if operation.carries:
         batch = expect_object(body, "the body").get("operations")
-        kinds = (kind for kind, _ in _actions(batch, "operations", _BATCHED))
-        return BodyNames(operations=tuple(dict.fromkeys(_BATCHED[kind] for kind in kinds)))
-    return BodyNames(read=_read(operation, body)) if operation.names_others else NO_NAMES
+        actions = yield from _actions(batch, "operations", _BATCHED, pace)
+        kinds = dict.fromkeys(map(itemgetter(0), actions))
+        return BodyNames(operations=tuple(_BATCHED[kind] for kind in kinds))
+    return BodyNames(read=(yield from _read(operation, body, pace))) if operation.names_others else NO_NAMES
 
 
-def _changed(body: Any) -> tuple[str, ...]:
+def _changed(body: Any, pace: Pace) -> Steps[tuple[str, ...]]:
     names: dict[str, None] = {}
     if expect_object(body, "the body").keys() != {"actions"}:
         raise wrong_type("the body", "an object of actions")
-    for kind, action in _actions(body["actions"], "actions", _ALIAS_ACTIONS):
+    for kind, action in (yield from _actions(body["actions"], "actions", _ALIAS_ACTIONS, pace)):
+        if pace.is_step(2):
+            yield None
         if action.keys() != _ALIAS_ACTIONS[kind] or not all(name and isinstance(name, str) for name in action.values()):
             raise wrong_type(f"actions.{kind}", f"an object of {' and '.join(sorted(_ALIAS_ACTIONS[kind]))}")
         names.update(dict.fromkeys(action.values()))
+        _check_count(names)
     return tuple(names)
 
 
-def _actions(value: Any, where: str, known: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _check_count(names: dict[str, None]) -> None:
+    if len(names) > MOST_NAMES:
+        raise BadRequest(f"Format error in JSON body: more than {MOST_NAMES} names of collections")
+
+
+def _actions(value: Any, where: str, known: Collection[str], pace: Pace) -> Steps[list[tuple[str, dict[str, Any]]]]:
     """The members of an array of objects with one member each, its kind. Raises :class:`BadRequest`."""
     if not isinstance(value, list):
         raise wrong_type(where, "an array")
+    actions = []
     for one in value:
+        if pace.is_step():
+            yield None
         members = list(expect_object(one, where).items())
         if len(members) != 1 or members[0][0] not in known:
             raise BadRequest(f"Format error in JSON body: each of {where} must have one member of {', '.join(known)}")
-        yield members[0][0], expect_object(members[0][1], f"{where}.{members[0][0]}")
+        actions.append((members[0][0], expect_object(members[0][1], f"{where}.{members[0][0]}")))
+    return actions
 
 
-def _read(operation: Operation, body: Any) -> tuple[str, ...]:
+def _read(operation: Operation, body: Any, pace: Pace) -> Steps[tuple[str, ...]]:
     """Each further collection once."""
     names: dict[str, None] = {}
-    pending = requests_of(operation, body)
+    pending = yield from requests_of(operation, body, pace)
     while pending:
+        if pace.is_step(2):
+            yield None
         request = pending.pop()
         names.update(dict.fromkeys(_lookups(request)))
-        pending += prefetches_of(request)
+        _check_count(names)
+        pending += yield from prefetches_of(request, pace)
     return tuple(names)
 
 
-def requests_of(operation: Operation, body: Any) -> list[dict[str, Any]]:
-    """The requests of a body: its ``searches``, or itself. Raises :class:`BadRequest`."""
+def requests_of(operation: Operation, body: Any, pace: Pace) -> Steps[list[dict[str, Any]]]:
+    """A list of the requests of a body: its ``searches``, or itself. Raises :class:`BadRequest`."""
     body = expect_object(body, "the body")
     if not operation.path.endswith("/batch"):
         return [body]
     searches = body.get("searches")
     if not isinstance(searches, list):
         raise wrong_type("searches", "an array")
-    return [expect_object(request, "searches") for request in searches]
+    return (yield from _objects(searches, "searches", pace))
 
 
-def prefetches_of(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The prefetches of a request or prefetch; a single one may come without an array. Raises :class:`BadRequest`."""
+def prefetches_of(request: dict[str, Any], pace: Pace) -> Steps[list[dict[str, Any]]]:
+    """A list of the prefetches of a request or prefetch; a single one may come without an array.
+
+    Raises :class:`BadRequest`.
+    """
     prefetch = request.get("prefetch")
     if prefetch is None:
         return []
-    return [expect_object(one, "prefetch") for one in (prefetch if isinstance(prefetch, list) else [prefetch])]
+    return (yield from _objects(prefetch if isinstance(prefetch, list) else [prefetch], "prefetch", pace))
+
+
+def _objects(values: list[Any], where: str, pace: Pace) -> Steps[list[dict[str, Any]]]:
+    for value in values:
+        if pace.is_step():
+            yield None
+        expect_object(value, where)
+    return values.copy()
 
 
 def _lookups(request: dict[str, Any]) -> list[str]:
@@ -129,11 +166,27 @@ def expect_object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and _NUMBERS.issuperset(map(type, value))  # in C: there may be millions
+def are_vectors(values: list[Any], pace: Pace) -> Steps[bool]:
+    """Whether each is a list of numbers."""
+    for value in values:
+        if not (yield from are_numbers(value, pace)):
+            return False
+    return True
 
 
-_NUMBERS: Final = frozenset((float, int))
+def are_numbers(value: Any, pace: Pace, types: frozenset[type] = NUMBERS) -> Steps[bool]:
+    """Whether it is a list of values of these types, compared in C: there may be millions."""
+    if not isinstance(value, list):
+        return False
+    if pace.is_step():
+        yield None
+    for begin in range(0, len(value), _NUMBERS_AT_ONCE):
+        some = value if len(value) <= _NUMBERS_AT_ONCE else value[begin : begin + _NUMBERS_AT_ONCE]
+        if pace.is_step(len(some) // _NUMBERS_PER_UNIT):
+            yield None
+        if not types.issuperset(map(type, some)):
+            return False
+    return True
 
 
 def wrong_type(where: str, expected: str) -> BadRequest:

@@ -187,7 +187,7 @@ def deciding_body(
         return BodyDecision(UNREAD)
     confinements = admitted.confinements
     body = (yield from reading_json(content, memory)) if has_body(operation) else None
-    names = body_names(operation, body)
+    names = yield from body_names(operation, body)
     decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=bool(confinements))
     if not decision.allowed:
         return BodyDecision(decision)

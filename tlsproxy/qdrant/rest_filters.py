@@ -7,18 +7,17 @@ condition in turn, ignores members that a form does not have, and reads a struct
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tlsproxy.authz.query_policy import KeyPath, KeyTree, QueryPolicy, parse_key_path
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.query_policy import check_key, hidden_refused, unknown_refused
 from tlsproxy.qdrant.rest_collections import expect_object, wrong_type
-from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.cooperative import Pace, Steps
 
-STEP: Final = 1000
-"""Conditions, expressions or values per step, at some microseconds each."""
-
+_CONDITION: Final = 5
+"""Units of work of a condition, an expression or a variable."""
 _CLAUSES: Final = frozenset(("must", "must_not", "should", "min_should"))
 _FIELD: Final = frozenset(
     {
@@ -42,27 +41,28 @@ class Filters:
     """Checks under one policy. All raise :class:`tlsproxy.errors.PolicyRefused` and :class:`BadRequest`."""
 
     policy: QueryPolicy
+    pace: Pace = field(default_factory=Pace, compare=False, repr=False)
 
     def checking(self, value: Any, where: str) -> Steps[None]:
         """A filter; None is none."""
         if self.policy.hidden and value is not None:
-            yield from self._checking([(expect_object(value, where), ())], where)
+            yield from self._checking(expect_object(value, where), where)
 
-    def _checking(self, pending: list[tuple[Any, KeyPath]], where: str) -> Steps[None]:
-        """Conditions, each with the path of the nested objects that it is about."""
-        count = 0
+    def _checking(self, filter_: dict[str, Any], where: str) -> Steps[None]:
+        """The conditions of a filter: lists, each with the path of the nested objects that it is about."""
+        pending: list[tuple[list[Any], KeyPath]] = [([filter_], ())]
         while pending:
-            condition, within = pending.pop()
-            count += 1
-            if not count % STEP:
-                yield None
-            pending += self._below(expect_object(condition, where), within, where)
+            conditions, within = pending.pop()
+            for condition in conditions:
+                if self.pace.is_step(_CONDITION):
+                    yield None
+                pending += self._below(expect_object(condition, where), within, where)
 
-    def _below(self, condition: dict[str, Any], within: KeyPath, where: str) -> list[tuple[Any, KeyPath]]:
-        """Checks the key of a condition, and returns the conditions in it."""
+    def _below(self, condition: dict[str, Any], within: KeyPath, where: str) -> list[tuple[list[Any], KeyPath]]:
+        """Checks the key of a condition, and returns the lists of conditions in it."""
         names = condition.keys()
         if names <= _CLAUSES:
-            return [(one, within) for name in condition for one in _conditions(name, condition[name])]
+            return [(_conditions(name, condition[name]), within) for name in condition]
         if "key" in names and names <= _FIELD:
             for name in ("is_empty", "is_null"):
                 if not isinstance(condition.get(name), bool | None):
@@ -80,7 +80,7 @@ class Filters:
                 nested = expect_object(condition[name], where)
                 if nested.keys() != {"key", "filter"}:
                     raise unknown_refused(where)
-                return [(nested["filter"], self._check(nested["key"], within, where))]
+                return [([nested["filter"]], self._check(nested["key"], within, where))]
         raise unknown_refused(where)
 
     def _check(self, key: Any, within: KeyPath, where: str) -> KeyPath:
@@ -92,35 +92,34 @@ class Filters:
         """A formula, and the defaults of its variables."""
         if not self.policy.hidden:
             return
-        for variable in expect_object(defaults, "defaults") if defaults is not None else ():
-            self._variable(variable)
-        pending, count = [formula], 0
+        if defaults is not None:
+            yield from self._defaults(expect_object(defaults, "defaults"))
+        pending: list[list[Any]] = [[formula]]
         while pending:
-            expression = pending.pop()
-            count += 1
-            if not count % STEP:
-                yield None
-            if isinstance(expression, dict):
-                yield from self._expression(expression, pending)
-            elif isinstance(expression, str):
-                self._variable(expression)
-            elif not isinstance(expression, int | float):
-                raise unknown_refused("formula")
+            for expression in pending.pop():
+                if self.pace.is_step(_CONDITION if isinstance(expression, dict | str) else 1):
+                    yield None
+                if isinstance(expression, dict):
+                    yield from self._expression(expression, pending)
+                elif isinstance(expression, str):
+                    self._variable(expression)
+                elif not isinstance(expression, int | float):
+                    raise unknown_refused("formula")
 
-    def _expression(self, expression: dict[str, Any], pending: list[Any]) -> Steps[None]:
+    def _expression(self, expression: dict[str, Any], pending: list[list[Any]]) -> Steps[None]:
         """Checks an expression, and adds those in it to ``pending``."""
         name = next(iter(expression)) if len(expression) == 1 else ""
         value = expression.get(name)
         if name in _SEVERAL:
             if not isinstance(value, list):
                 raise wrong_type(name, "an array")
-            pending += value
-        elif name in _ONE:
             pending.append(value)
+        elif name in _ONE:
+            pending.append([value])
         elif name in _NAMED:
             if not expect_object(value, name).keys() <= _NAMED[name]:
                 raise unknown_refused(name)
-            pending += (one for one in expect_object(value, name).values() if one is not None)
+            pending.append([one for one in expect_object(value, name).values() if one is not None])
         elif name == "geo_distance":
             if expect_object(value, name).keys() != {"origin", "to"}:
                 raise unknown_refused(name)
@@ -128,7 +127,13 @@ class Filters:
         elif name == "datetime_key":
             self._check(value, (), name)
         elif name != "datetime":
-            yield from self._checking([(expression, ())], "formula")
+            yield from self._checking(expression, "formula")
+
+    def _defaults(self, defaults: dict[str, Any]) -> Steps[None]:
+        for variable in defaults:
+            if self.pace.is_step(_CONDITION):
+                yield None
+            self._variable(variable)
 
     def _variable(self, name: str) -> None:
         """A variable: `$score` and the like, or a payload key."""
@@ -140,21 +145,27 @@ class Filters:
         hidden = self.policy.hidden
         if not hidden or payload is None:
             return
-        pending: list[tuple[Any, KeyTree]] = [(expect_object(payload, "payload"), hidden.tree)]
-        count = 0
+        pending: list[tuple[list[Any], KeyTree]] = [([expect_object(payload, "payload")], hidden.tree)]
         while pending:
-            value, tree = pending.pop()
-            count += 1
-            if not count % STEP:
-                yield None
-            if isinstance(value, list):
-                pending += ((one, tree) for one in value if isinstance(one, list | dict))
-            elif isinstance(value, dict):
-                for key, below in tree.items():
-                    if key in value:
-                        if below is None:
-                            raise hidden_refused(key)
-                        pending.append((value[key], below))
+            values, tree = pending.pop()
+            for value in values:
+                if self.pace.is_step():
+                    yield None
+                if isinstance(value, list):
+                    pending.append((value, tree))
+                elif isinstance(value, dict):
+                    pending += _parts(value, tree)
+
+
+def _parts(value: dict[str, Any], tree: KeyTree) -> list[tuple[list[Any], KeyTree]]:
+    """The members of an object that may have something hidden below them."""
+    parts: list[tuple[list[Any], KeyTree]] = []
+    for key, below in tree.items():
+        if key in value:
+            if below is None:
+                raise hidden_refused(key)
+            parts.append(([value[key]], below))
+    return parts
 
 
 def _path(value: Any, where: str) -> KeyPath:

@@ -14,15 +14,20 @@ from typing import Any, Final
 from tlsproxy.authz.query_policy import KeyPath, QueryPolicy, parse_key_path, spelled
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.query_policy import DEFAULT_LIMIT, check_key, check_limit, exact_refused, unknown_refused
-from tlsproxy.qdrant.rest_collections import are_numbers, expect_object, prefetches_of, wrong_type
+from tlsproxy.qdrant.rest_collections import are_numbers, are_vectors, expect_object, prefetches_of, wrong_type
 from tlsproxy.qdrant.rest_filters import Filters
-from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.cooperative import Pace, Steps
 
 Request = dict[str, Any]
 Check = Callable[["Reading", Request, str], Steps[None]]
 """Checks one member of a request. Raises :class:`tlsproxy.errors.PolicyRefused` and :class:`BadRequest`."""
 Members = Mapping[str, Check]
 """All members of one kind of request."""
+
+MEMBERS: Final = 10
+"""Units of work of the members of an object."""
+KEY: Final = 5
+"""Of a payload key."""
 
 _ALIASES: Final = {"top": "limit", "with_vectors": "with_vector"}
 
@@ -34,18 +39,24 @@ class Reading:
     policy: QueryPolicy
     filters: Filters
 
+    @property
+    def pace(self) -> Pace:
+        return self.filters.pace
+
     def request(self, request: Request, members: Mapping[str, Check]) -> Steps[None]:
         """A query, with its prefetches."""
         yield from self.members(request, members)
-        pending, count = prefetches_of(request), 0
+        pending, count = (yield from prefetches_of(request, self.pace)), 0
         while pending:
             prefetch = pending.pop()
             count += 1
             check_limit(count, self.policy.max_prefetch, "prefetch")
             yield from self.members(prefetch, _PREFETCH)
-            pending += prefetches_of(prefetch)
+            pending += yield from prefetches_of(prefetch, self.pace)
 
     def members(self, request: Request, members: Mapping[str, Check]) -> Steps[None]:
+        if self.pace.is_step(MEMBERS):
+            yield None
         for alias, name in _ALIASES.items():
             if alias in request and name in members and alias not in members:
                 if name in request:
@@ -190,33 +201,38 @@ def of_with_payload(*, default: bool) -> Check:
     """`with_payload`; ``default`` is Qdrant's."""
 
     def check(reading: Reading, request: Request, name: str) -> Steps[None]:
-        yield from ()
         if reading.policy.hidden:
             value = request.get(name)
-            shown = _shown(reading.policy, default if value is None else value, name)
+            shown = yield from _shown(reading, default if value is None else value, name)
             if value is not None or default:
                 request[name] = shown
 
     return check
 
 
-def _shown(policy: QueryPolicy, value: Any, name: str) -> Any:
+def _shown(reading: Reading, value: Any, name: str) -> Steps[Any]:
     """A selection of the payload without hidden keys."""
-    excluded = [spelled(path) for path in sorted(policy.hidden.paths)]
+    excluded = [spelled(path) for path in sorted(reading.policy.hidden.paths)]
     match value:
         case bool():
             return {"exclude": excluded} if value else False
         case list():
-            return _included(policy, value, name)
+            return (yield from _included(reading, value, name))
         case {"include": list(paths), **others} if not others:
-            return {"include": _included(policy, paths, name)}
+            return {"include": (yield from _included(reading, paths, name))}
         case {"exclude": list(paths), **others} if not others:
             return {"exclude": [*paths, *excluded]}
     raise wrong_type(name, "true, false, a list of keys, or one of include and exclude")
 
 
-def _included(policy: QueryPolicy, paths: list[Any], name: str) -> list[Any]:
-    return [path for path in paths if not policy.hidden.cover(key_path(path, name))]
+def _included(reading: Reading, paths: list[Any], name: str) -> Steps[list[Any]]:
+    included, hidden = [], reading.policy.hidden
+    for path in paths:
+        if reading.pace.is_step(KEY):
+            yield None
+        if not hidden.cover(key_path(path, name)):
+            included.append(path)
+    return included
 
 
 def of_with_lookup(reading: Reading, request: Request, name: str) -> Steps[None]:
@@ -252,7 +268,7 @@ def of_query(reading: Reading, request: Request, name: str) -> Steps[None]:
     query = request.get(name)
     if isinstance(query, list):
         # serde would read ["salary"] and [["salary", "asc", null]] as {"order_by": …}
-        if not (are_numbers(query) or all(map(are_numbers, query))):
+        if not ((yield from are_numbers(query, reading.pace)) or (yield from are_vectors(query, reading.pace))):
             raise wrong_type(name, "a vector")
         return
     if not isinstance(query, dict):

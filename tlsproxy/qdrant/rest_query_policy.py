@@ -32,6 +32,7 @@ from tlsproxy.qdrant.query_policy import (
 from tlsproxy.qdrant.rest_collections import expect_object, requests_of
 from tlsproxy.qdrant.rest_filters import Filters
 from tlsproxy.qdrant.rest_members import (
+    KEY,
     Members,
     Reading,
     Request,
@@ -55,8 +56,6 @@ from tlsproxy.qdrant.rest_members import (
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.target import RequestTarget
 
-STEP: Final = 1000
-"""Points per step, at some microseconds each."""
 _SECONDS: Final = re.compile(r"\+?[0-9]{1,20}", re.ASCII)
 _MOST_PARAMETERS: Final = 100
 _WITH_BODY: Final = frozenset(("POST", "PUT"))
@@ -106,7 +105,7 @@ def reading_under(operation: Operation, body: Any, policy: QueryPolicy) -> Steps
     members = _REQUESTS.get(operation.path.replace(_SHARD, ""))
     if members is None:
         raise PolicyRefused(NOT_UNDER_POLICY)
-    for request in requests_of(operation, body):
+    for request in (yield from requests_of(operation, body, reading.pace)):
         yield from reading.request(request, members)
 
 
@@ -117,8 +116,8 @@ def _points(reading: Reading, request: Request, name: str) -> Steps[None]:
     """Points to write: objects, whose payloads have nothing hidden."""
     if request.get(name) is None:
         return
-    for count, one in enumerate(expect_array(request[name], name), start=1):
-        if not count % STEP:
+    for one in expect_array(request[name], name):
+        if reading.pace.is_step():
             yield None
         yield from reading.filters.checking_payload(expect_object(one, name).get("payload"))
 
@@ -127,27 +126,29 @@ def _point_batch(reading: Reading, request: Request, name: str) -> Steps[None]:
     if request.get(name) is None:
         return
     batch = expect_object(request[name], name)
-    for count, payload in enumerate(expect_array(batch.get("payloads") or [], "payloads"), start=1):
-        if not count % STEP:
+    for payload in expect_array(batch.get("payloads") or [], "payloads"):
+        if reading.pace.is_step():
             yield None
         yield from reading.filters.checking_payload(payload)
 
 
 def _set(reading: Reading, request: Request, name: str) -> Steps[None]:
     """The payload of a change, which replaces each key that it names: none is hidden, nor has hidden ones below it."""
-    yield from ()
     hidden, key = reading.policy.hidden, request.get("key")
     base = () if key is None else key_path(key, "key")
     if base:
         check_key(base, reading.policy)
     if hidden:
         for one in expect_object(request.get(name), name):
+            if reading.pace.is_step(KEY):
+                yield None
             check_key((*base, one), reading.policy)
 
 
 def _keys(reading: Reading, request: Request, name: str) -> Steps[None]:
-    yield from ()
     for path in expect_array(request.get(name), name):
+        if reading.pace.is_step(KEY):
+            yield None
         reading.check_path(path, name)
 
 

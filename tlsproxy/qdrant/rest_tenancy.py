@@ -25,7 +25,7 @@ from tlsproxy.qdrant.rest_tenant_reads import READS, confine_read
 from tlsproxy.qdrant.router import Recognised
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenant_examples import Question
-from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.cooperative import Pace, Steps
 from tlsproxy.wire.target import RequestTarget
 
 # Responses with names of collections and aliases only, which are decided on by grants.
@@ -95,7 +95,7 @@ def confine(asked: Recognised, body: Any, confinements: Confinements, facts: Fac
         return Confined(scroll, "POST", "scroll", in_order, in_order.memory)
     change = ROUTES.get(route)
     if change is not None:
-        yield from change(expect_object(body, "the body"), confinements)
+        yield from change(expect_object(body, "the body"), confinements, Pace())
         return Confined(body, "PUT", "payload") if route == _CLEARING else Confined(body)
     if operation.path not in READS:
         raise Unconfined(tenant_texts.NOT_CONFINED)

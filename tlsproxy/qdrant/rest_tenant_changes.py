@@ -15,19 +15,19 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.point_ids import PointId, point_id_of
 from tlsproxy.qdrant.rest_collections import expect_object, wrong_type
-from tlsproxy.qdrant.tenant_filters import Marks, check_count, chosen_roots, marked, marks_of, narrowed, roots_of
-from tlsproxy.wire.cooperative import Steps
+from tlsproxy.qdrant.tenant_filters import Marks, check_count, chosen_roots, marking, marks_of, narrowed, roots_of
+from tlsproxy.wire.cooperative import Pace, Steps
 
-STEP: Final = 500
-"""Points, ids, keys or operations per step, at some microseconds each."""
+_KEY: Final = 2
+"""Units of work of a payload key, or an operation."""
 
 _PLAIN_PATH = re.compile(r"([A-Za-z0-9_-]+)(?:(?:\.[A-Za-z0-9_-]+)|\[[0-9]*\])*")
 
 Body = dict[str, Any]
-Change = Callable[[Body, Confinements], Steps[str]]
+Change = Callable[[Body, Confinements, Pace], Steps[str]]
 
 
-def point_ids(value: Any, where: str) -> Steps[list[PointId]]:
+def point_ids(value: Any, where: str, pace: Pace) -> Steps[list[PointId]]:
     """A list of ids. Raises :class:`BadRequest`."""
     ids: list[PointId] = []
     for one in _array(value, where):
@@ -35,34 +35,31 @@ def point_ids(value: Any, where: str) -> Steps[list[PointId]]:
         if found is None:
             raise wrong_type(where, "ids: unsigned integers or UUIDs")
         ids.append(found)
-        if not len(ids) % STEP:
+        if pace.is_step():
             yield None
     return ids
 
 
-def _upsert(body: Body, confinements: Confinements) -> Steps[str]:
+def _upsert(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
     if ("points" in body) == ("batch" in body):
         raise BadRequest("Format error in JSON body: either points or batch is expected")
     marks = marks_of(confinements)
     if "points" in body:
-        for count, one in enumerate(_array(body["points"], "points"), start=1):
+        for one in _array(body["points"], "points"):
             point = expect_object(one, "points")
-            point["payload"] = _marked(point.get("payload"), marks)
-            if not count % STEP:
-                yield None
+            point["payload"] = yield from _marked(point.get("payload"), marks, pace)
     else:
         batch = expect_object(body["batch"], "batch")
         ids, payloads = _array(batch.get("ids"), "ids"), batch.get("payloads")
         batch["payloads"] = payloads = _array([None] * len(ids) if payloads is None else payloads, "payloads")
         for index, payload in enumerate(payloads):
-            payloads[index] = _marked(payload, marks)
-            if not (index + 1) % STEP:
-                yield None
+            payloads[index] = yield from _marked(payload, marks, pace)
     _limit_update(body, confinements)
     return "upsert"
 
 
-def _update_vectors(body: Body, confinements: Confinements) -> Steps[str]:
+def _update_vectors(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
+    del pace
     yield from ()
     _limit_update(body, confinements)
     return "update_vectors"
@@ -75,73 +72,73 @@ def _limit_update(body: Body, confinements: Confinements) -> None:
     body["update_filter"] = narrowed(own, confinements, alone=True)
 
 
-def _delete(body: Body, confinements: Confinements) -> Steps[str]:
-    yield from _select(body, confinements)
+def _delete(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
+    yield from _select(body, confinements, pace)
     return "delete"
 
 
-def _delete_vectors(body: Body, confinements: Confinements) -> Steps[str]:
-    yield from _select(body, confinements)
+def _delete_vectors(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
+    yield from _select(body, confinements, pace)
     return "delete_vectors"
 
 
-def _set_payload(body: Body, confinements: Confinements) -> Steps[str]:
+def _set_payload(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
     payload, key = expect_object(body.get("payload"), "payload"), body.get("key")
     if key is None:
         _check_set(payload, roots_of(confinements))
     elif not is_elsewhere(key, confinements):
         raise Unconfined(tenant_texts.BELOW_A_KEY)
     marks_of(confinements)  # raises for conditions that exclude each other
-    yield from _select(body, confinements)
+    yield from _select(body, confinements, pace)
     return "set_payload"
 
 
-def _overwrite_payload(body: Body, confinements: Confinements) -> Steps[str]:
+def _overwrite_payload(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
     if body.get("key") is not None:
         raise Unconfined(tenant_texts.BELOW_A_KEY)
     payload = expect_object(body.get("payload"), "payload")
     _check_set(payload, roots_of(confinements) - chosen_roots(confinements))
-    body["payload"] = marked(payload, marks_of(confinements))
-    yield from _select(body, confinements)
+    body["payload"] = yield from marking(payload, marks_of(confinements), pace)
+    yield from _select(body, confinements, pace)
     return "overwrite_payload"
 
 
-def _clear_payload(body: Body, confinements: Confinements) -> Steps[str]:
+def _clear_payload(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
     marks = marks_of(confinements)
     if any(len(mark.values) > 1 for mark in marks):
         raise Unconfined(tenant_texts.SEVERAL_MARKS)
-    body["payload"] = marked({}, marks)
+    body["payload"] = yield from marking({}, marks, pace)
     body.pop("key", None)
-    yield from _select(body, confinements)
+    yield from _select(body, confinements, pace)
     return "overwrite_payload"
 
 
-def _delete_payload(body: Body, confinements: Confinements) -> Steps[str]:
-    for count, path in enumerate(_array(body.get("keys"), "keys"), start=1):
+def _delete_payload(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
+    for path in _array(body.get("keys"), "keys"):
+        if pace.is_step(_KEY):
+            yield None
         if not is_elsewhere(path, confinements):
             raise Unconfined(tenant_texts.KEPT)
-        if not count % STEP:
-            yield None
-    yield from _select(body, confinements)
+    yield from _select(body, confinements, pace)
     return "delete_payload"
 
 
-def _batch(body: Body, confinements: Confinements) -> Steps[str]:
+def _batch(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
     operations = _array(body.get("operations"), "operations")
     check_count(len(operations), confinements)
     for index, operation in enumerate(operations):
+        if pace.is_step(_KEY):
+            yield None
         pairs = list(expect_object(operation, "operations").items())
         change = CHANGES.get(pairs[0][0]) if len(pairs) == 1 else None
         if change is None:
             raise Unconfined(tenant_texts.NOT_OF_A_BATCH)
         inner = expect_object(pairs[0][1], pairs[0][0])
-        operations[index] = {(yield from change(inner, confinements)): inner}
-        if not (index + 1) % STEP:
-            yield None
+        operations[index] = {(yield from change(inner, confinements, pace)): inner}
     return "batch"
 
 
-def _select(body: Body, confinements: Confinements) -> Steps[None]:
+def _select(body: Body, confinements: Confinements, pace: Pace) -> Steps[None]:
     """Replaces ids, or a filter, by the filter of the tenant's own points among them.
 
     Qdrant takes one of the two, and without either changes nothing: the conditions alone would select all points.
@@ -149,7 +146,7 @@ def _select(body: Body, confinements: Confinements) -> Steps[None]:
     ids, own = body.pop("points", None), body.get("filter")
     if (ids is None) == (own is None):
         raise BadRequest("Format error in JSON body: either points or filter is expected")
-    own = expect_object(own, "filter") if ids is None else {"has_id": (yield from point_ids(ids, "points"))}
+    own = expect_object(own, "filter") if ids is None else {"has_id": (yield from point_ids(ids, "points", pace))}
     body["filter"] = narrowed(own, confinements, alone=True)
 
 
@@ -165,9 +162,9 @@ def is_elsewhere(path: Any, confinements: Confinements) -> bool:
     return match is not None and match.group(1) not in roots_of(confinements)
 
 
-def _marked(payload: Any, marks: Marks) -> Body:
+def _marked(payload: Any, marks: Marks, pace: Pace) -> Steps[Body]:
     """The payload of a new point with the marks. Raises :class:`Unconfined` where it has another value for one."""
-    return marked({} if payload is None else expect_object(payload, "payload"), marks)
+    return (yield from marking({} if payload is None else expect_object(payload, "payload"), marks, pace))
 
 
 def _array(value: Any, where: str) -> list[Any]:

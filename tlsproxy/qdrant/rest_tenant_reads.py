@@ -17,15 +17,22 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.point_ids import point_id_of
-from tlsproxy.qdrant.rest_collections import are_numbers, expect_object, prefetches_of, requests_of, wrong_type
+from tlsproxy.qdrant.rest_collections import (
+    INTEGERS,
+    are_numbers,
+    are_vectors,
+    expect_object,
+    prefetches_of,
+    requests_of,
+    wrong_type,
+)
 from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
 from tlsproxy.qdrant.tenant_examples import Examples
 from tlsproxy.qdrant.tenant_filters import check_count, narrowed
-from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.cooperative import Pace, Steps
 
-STEP: Final = 100
-"""Requests and prefetches per step, at some ten microseconds each."""
-
+_REQUEST: Final = 10
+"""Units of work of a request or a prefetch, beside its vectors."""
 _QUERIES_OF_NO_POINT: Final = frozenset({"fusion", "rrf", "order_by", "sample", "formula", "defaults"})
 _BY_EXAMPLES: Final = {
     "recommend": {"positive", "negative", "strategy"},
@@ -46,24 +53,26 @@ def confine_read(
 
     Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where it depends on the facts.
     """
-    examples, count = Examples(), 0
-    pending = requests_of(operation, body)
+    examples, pace, count = Examples(), Pace(), 0
+    pending = yield from requests_of(operation, body, pace)
     while pending:
+        if pace.is_step(_REQUEST):
+            yield None
         request = pending.pop()
         count += 1
         check_count(count, confinements)
         if request.get("with_lookup") is not None:
             raise Unconfined(tenant_texts.LOOKS_UP.format("with_lookup"))
         using = _text(request.get("using"), "using")
-        vectors = _Vectors(examples, collection, request.get("lookup_from"))
+        vectors = _Vectors(examples, collection, request.get("lookup_from"), pace)
         if operation.path in _SEARCHED:
-            scored, using = _scored_of_search(request.get("vector"))
+            scored, using = yield from _scored_of_search(request.get("vector"), pace)
         elif operation.path in _RECOMMENDED:
-            scored = vectors.of_lists(request)
+            scored = yield from vectors.of_lists(request)
         elif operation.path in _DISCOVERED:
-            scored = vectors.of_discovery(request)
+            scored = yield from vectors.of_discovery(request)
         else:
-            scored = vectors.of_query(request.get("query"))
+            scored = yield from vectors.of_query(request.get("query"))
         if operation.path in _MATRICES:
             check_matrix(using, facts)
         corpus = needs_corpus(scored, using, facts)
@@ -71,9 +80,7 @@ def confine_read(
         if operation.path in _COUNTED:
             request["exact"] = True
         _filter(request, "filter", confinements)
-        pending += prefetches_of(request)
-        if not count % STEP:
-            yield None
+        pending += yield from prefetches_of(request, pace)
     return examples
 
 
@@ -108,74 +115,93 @@ def _params(request: dict[str, Any], confinements: Confinements, *, exact: bool,
 class _Vectors:
     """The vectors of one request: their kind, and the points that they are taken from."""
 
-    __slots__ = ("_collection", "_examples", "_shard_key")
+    __slots__ = ("_collection", "_examples", "_pace", "_shard_key")
 
-    def __init__(self, examples: Examples, collection: str, lookup: Any) -> None:
+    def __init__(self, examples: Examples, collection: str, lookup: Any, pace: Pace) -> None:
         """``lookup``: the request's `lookup_from`, another place of the points. Raises :class:`BadRequest`."""
         place = {} if lookup is None else expect_object(lookup, "lookup_from")
         self._examples = examples
+        self._pace = pace
         self._collection = collection if lookup is None else _name(place.get("collection"), "lookup_from.collection")
         self._shard_key = place.get("shard_key")
 
-    def of_query(self, query: Any) -> Scored:
+    def of_query(self, query: Any) -> Steps[Scored]:
         """The kind of a query. Raises :class:`Unconfined` for a form that is not known, :class:`BadRequest`."""
         if query is None:
             return Scored.NOTHING
         if not isinstance(query, dict):
-            return self._of_vector(query)
+            return (yield from self._of_vector(query))
         if query and query.keys() <= _QUERIES_OF_NO_POINT:
             return Scored.NOTHING
         if query.keys() == {"text"} and isinstance(query["text"], str | dict):
             return Scored.TEXT
         if "nearest" in query and query.keys() <= {"nearest", "mmr"}:
-            return self._of_vector(query["nearest"])
+            return (yield from self._of_vector(query["nearest"]))
         kind = next(iter(query)) if len(query) == 1 else ""
         if kind not in _BY_EXAMPLES:
-            return self._of_vector(query)
+            return (yield from self._of_vector(query))
         if kind == "context":
-            return self._of_pairs(query[kind])
+            return (yield from self._of_pairs(query[kind]))
         asked = _with_members(query[kind], kind, _BY_EXAMPLES[kind])
         if kind == "recommend":
-            return self.of_lists(asked)
-        return self.of_discovery(asked) if kind == "discover" else self._of_feedback(asked)
+            return (yield from self.of_lists(asked))
+        return (yield from self.of_discovery(asked) if kind == "discover" else self._of_feedback(asked))
 
-    def of_lists(self, request: Request) -> Scored:
+    def of_lists(self, request: Request) -> Steps[Scored]:
         """The kind of a recommendation."""
-        each = (vector for name in ("positive", "negative") for vector in _array(request.get(name), name))
-        return _together(map(self._of_vector, each))
+        return (
+            yield from self._of_all(
+                vector for name in ("positive", "negative") for vector in _array(request.get(name), name)
+            )
+        )
 
-    def of_discovery(self, request: Request) -> Scored:
+    def of_discovery(self, request: Request) -> Steps[Scored]:
         target = request.get("target")
-        scored = Scored.NOTHING if target is None else self._of_vector(target)
-        return _together((scored, self._of_pairs(request.get("context"))))
+        scored = Scored.NOTHING if target is None else (yield from self._of_vector(target))
+        return _together({scored, (yield from self._of_pairs(request.get("context")))})
 
-    def _of_pairs(self, context: Any) -> Scored:
+    def _of_pairs(self, context: Any) -> Steps[Scored]:
         """A context: pairs, of which a single one may come without an array."""
         pairs = [context] if isinstance(context, dict) else _array(context, "context")
-        pairs = [_with_members(pair, "context", _BY_EXAMPLES["context"]) for pair in pairs]
-        return _together(self._of_vector(vector) for pair in pairs for vector in pair.values())
+        known = _BY_EXAMPLES["context"]
+        for pair in pairs:
+            if self._pace.is_step():
+                yield None
+            _with_members(pair, "context", known)
+        return (yield from self._of_all(vector for pair in pairs for vector in pair.values()))
 
-    def _of_feedback(self, asked: Request) -> Scored:
-        items = _array(asked.get("feedback"), "feedback")
-        examples = [_with_members(item, "feedback", {"example", "score"}).get("example") for item in items]
-        return _together(map(self._of_vector, (asked.get("target"), *examples)))
+    def _of_feedback(self, asked: Request) -> Steps[Scored]:
+        scored = yield from self._of_vector(asked.get("target"))
+        items, known = _array(asked.get("feedback"), "feedback"), {"example", "score"}
+        examples = (_with_members(item, "feedback", known).get("example") for item in items)
+        return _together({scored, (yield from self._of_all(examples))})
 
-    def _of_vector(self, value: Any) -> Scored:
+    def _of_all(self, vectors: Iterable[Any]) -> Steps[Scored]:
+        found = set()
+        for vector in vectors:
+            found.add((yield from self._of_vector(vector)))
+        return _together(found)
+
+    def _of_vector(self, value: Any) -> Steps[Scored]:
         """The kind of a vector: dense, multiple or sparse; a document that a model makes one of, which may be sparse;
         or that of a point, which may be any.
 
         `[[1, 2], [0.1, 0.2]]` are two dense vectors, or to serde a sparse one as (indices, values): it counts as both.
         """
+        pace = self._pace
+        if pace.is_step():
+            yield None
         if isinstance(value, dict):
-            if value.keys() == {"indices", "values"} and all(map(are_numbers, value.values())):
+            if value.keys() == {"indices", "values"} and (yield from are_vectors(list(value.values()), pace)):
                 return Scored.SPARSE
             if "model" in value and value.keys() <= _INFERENCE:
                 return Scored.INFERRED
         elif isinstance(value, list):
-            if are_numbers(value):
+            if (yield from are_numbers(value, pace)):
                 return Scored.DENSE
-            if all(map(are_numbers, value)):
-                positional = len(value) == len(("indices", "values")) and all(type(one) is int for one in value[0])
+            if (yield from are_vectors(value, pace)):
+                sparse = len(value) == len(("indices", "values"))
+                positional = sparse and (yield from are_numbers(value[0], pace, INTEGERS))
                 return Scored.INFERRED if positional else Scored.DENSE
         elif (example := point_id_of(value)) is not None:
             self._examples.add(self._collection, self._shard_key, example)
@@ -183,24 +209,24 @@ class _Vectors:
         raise Unconfined(tenant_texts.UNUSUAL)
 
 
-def _together(kinds: Iterable[Scored]) -> Scored:
+def _together(kinds: set[Scored]) -> Scored:
     """The kind of a query of several vectors, as far as it is known of all."""
-    found = set(kinds) - {Scored.NOTHING}
+    found = kinds - {Scored.NOTHING}
     if not found:
         return Scored.NOTHING
     return found.pop() if len(found) == 1 else Scored.INFERRED
 
 
-def _scored_of_search(vector: Any) -> tuple[Scored, str]:
+def _scored_of_search(vector: Any, pace: Pace) -> Steps[tuple[Scored, str]]:
     """Kind and name of the older search's vector: a dense one, or one with its name. Raises :class:`BadRequest`."""
     if vector is None:
         return Scored.NOTHING, ""
-    if are_numbers(vector):
+    if (yield from are_numbers(vector, pace)):
         return Scored.DENSE, ""
     named = expect_object(vector, "vector")
     if isinstance(named.get("vector"), dict):
         return Scored.SPARSE, _text(named.get("name"), "vector.name")
-    if not are_numbers(named.get("vector")):
+    if not (yield from are_numbers(named.get("vector"), pace)):
         raise BadRequest("Format error in JSON body: vector.vector must be numbers, or indices and values")
     return Scored.DENSE, _text(named.get("name"), "vector.name")
 

@@ -15,12 +15,15 @@ from typing import Any, Final
 from tlsproxy.authz.access import Condition, Confinements, Value
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
+from tlsproxy.wire.cooperative import Pace, Steps
 
 Json = dict[str, Any]
 
 Marks = tuple[Condition, ...]
 """The conditions that a new point must meet: one for each key."""
 
+_MARK: Final = 2
+"""Units of work of one object of a payload that is marked."""
 MOST_WRITTEN: Final = 200_000
 """Values in all filters of one request: a batch may have many queries, and a list claim many values."""
 
@@ -125,18 +128,20 @@ def chosen_roots(confinements: Confinements) -> frozenset[str]:
     return frozenset(mark.root for mark in marks_of(confinements) if len(mark.values) > 1)
 
 
-def marked(payload: Json, marks: Marks) -> Json:
+def marking(payload: Json, marks: Marks, pace: Pace) -> Steps[Json]:
     """Marks the payload of a new point, and returns it: each missing mark that has one possible value is written.
 
     A mark that is there must be one of the possible values, and no list. Below `a[]` each object of the list has its
     mark. Null above a mark is missing: LangChain writes `metadata: null`. Raises :class:`Unconfined`.
     """
     for mark in marks:
-        _mark(payload, mark.key.split("."), mark)
+        yield from _mark(payload, mark.key.split("."), mark, pace)
     return payload
 
 
-def _mark(payload: Json, path: list[str], mark: Condition) -> None:
+def _mark(payload: Json, path: list[str], mark: Condition, pace: Pace) -> Steps[None]:
+    if pace.is_step(_MARK):
+        yield None
     step, *rest = path
     key = step.removesuffix("[]")
     if not rest:
@@ -151,7 +156,9 @@ def _mark(payload: Json, path: list[str], mark: Condition) -> None:
     if step != key and inner == []:
         inner.append({})
     each = inner if step != key else [inner]
-    if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
+    if not isinstance(each, list):
         raise Unconfined(tenant_texts.MARKED.format(mark.key))
     for one in each:
-        _mark(one, rest, mark)
+        if not isinstance(one, dict):
+            raise Unconfined(tenant_texts.MARKED.format(mark.key))
+        yield from _mark(one, rest, mark, pace)
