@@ -180,4 +180,8 @@ def test_health_and_admin(served: Gateway, names: Sockets, config: Path) -> None
     done = forked.run("status", "--config", str(config), "--json")
     assert done.returncode == 0, done.stderr
     addresses = [entry["address"] for entry in json.loads(done.stdout)["listeners"]]
+    ours = [Path(name) for name in (names.both, names.announced, names.health.removeprefix("unix:"))]
+    assert all(path.is_socket() for path in ours)
     assert [f"unix:{name}" for name in (names.both, names.announced, names.tcp)] == addresses[-3:]
+    served.stop()
+    assert not any(path.exists() for path in ours), "removed at the end"

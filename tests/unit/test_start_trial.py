@@ -60,6 +60,14 @@ def test_a_host_that_is_no_address_is_a_mistake(tmp_path: Path, host: str, says:
         ({"service": {"host": "192.0.2.7"}}, "service.http_port: cannot listen on 192.0.2.7: "),
         ({"health": {"listen": "192.0.2.7:0"}}, "health.listen: cannot listen on 192.0.2.7: "),
         ({"audit": {"dir": "/dev/null/audit"}}, "audit.dir /dev/null/audit: Not a directory"),
+        (
+            {"health": {"listen": "unix:/dev/null"}},
+            "health.listen: cannot listen on unix:/dev/null: exists and is not a",
+        ),
+        (
+            {"listeners": [{"unix": "/no/such/s", "protocols": ["rest"]}]},
+            "listeners[0]: cannot listen on unix:/no/such/s: there is no directory /no/such",
+        ),
         ({"admin": {"listen": "unix:/no/such/s"}}, "admin.listen unix:/no/such/s: there is no directory /no/such"),
         (
             {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tlsproxy.config.endpoints import UnixSocket
 from tlsproxy.config.model import Config
 from tlsproxy.service.systemd.sockets import (
     Inherited,
@@ -31,9 +33,10 @@ def held() -> Iterator[socket.socket]:
         yield sock
 
 
-def config(port: int, *protocols: str, host: str = "127.0.0.1") -> Config:
+def config(port: int | str, *protocols: str, host: str = "127.0.0.1") -> Config:
+    """A listener on a port, or on the unix socket of that name."""
     files: dict[str, Any] = {"cert": Path("/c"), "key": Path("/k"), "ca_cert": Path("/ca")}
-    listeners = [{"port": port, "protocols": protocols}]
+    listeners = [{"unix" if isinstance(port, str) else "port": port, "protocols": protocols}]
     return Config.model_validate(
         {"service": {"host": host, "http_port": None, "grpc_port": None}, "tls": files, "listeners": listeners}
     )
@@ -114,3 +117,18 @@ def test_names_that_do_not_add_up_are_refused() -> None:
     environ = {"LISTEN_PID": "42", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "rest:grpc"}
     with pytest.raises(InheritedSocketError, match="names 2 sockets, LISTEN_FDS says 1"):
         inherited_sockets(environ, 42)
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_a_unix_socket_is_found_by_its_name_and_stays(closed: ExitStack, tmp_path: Path, kind: str) -> None:
+    name = str(tmp_path / "s") if kind == "path" else f"@{secrets.token_hex(8)}"
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(UnixSocket(name).sockaddr)
+        held.listen()
+        number = os.dup(held.fileno())
+        (bound,) = open_sockets(config(name, "rest"), [_taken(number, "rest")], closed)
+        assert (bound.sock.fileno(), bound.address) == (number, f"unix:{name}")
+        closed.close()
+        assert (tmp_path / "s").exists() == (kind == "path"), "it is systemd's"
+        with pytest.raises(InheritedSocketError, match=rf"'rest' on unix:{name} is for no listener .*\(unix:/other\)"):
+            open_sockets(config("/other", "rest"), [_taken(os.dup(held.fileno()), "rest")], closed)
