@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.gateway import DEADLINE, Gateway
-from support.raw_connection import GET, SEARCH, UPSERT, RawClient, connected
+from support.raw_connection import GET, SEARCH, UPSERT, RawClient, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Answer, Connection, Received, ScriptedUpstream, plain
 
@@ -114,15 +114,27 @@ def test_a_write_never_is(nodes: Nodes, client: RawClient) -> None:
     assert sum(nodes.counts.values()) == FEW
 
 
-def test_an_answer_that_has_begun_is_not_asked_for_again(nodes: Nodes, client: RawClient) -> None:
-    def begun(connection: Connection, request: Received) -> None:
+@pytest.mark.parametrize("begun", [OK[:1], OK[:20], b"no HTTP at all\r\n\r\n", OK[:-5]])
+def test_an_answer_that_has_begun_is_not_asked_for_again(nodes: Nodes, begun: bytes) -> None:
+    """But its node is left out after three of them in a row."""
+
+    def answer(connection: Connection, request: Received) -> None:
         connection.read_body(request)
-        connection.sock.sendall(OK[:20])
+        connection.sock.sendall(begun)
         raise EOFError
 
-    nodes.use(nodes.entries("ab"), begun)
-    assert ask(client, times=1) == {502: 1}
-    assert sum(nodes.counts.values()) == 1
+    nodes.use(nodes.entries("ab"))
+    nodes.all["a"].answer = answer
+    failed = 0
+    for _ in range(FEW):
+        with connected(nodes.gateway, nodes.site.client()) as one:
+            one.send(GET)
+            try:
+                failed += one.response().status == 502
+            except Truncated:
+                failed += 1
+    assert failed == nodes.counts["a"] == 3
+    assert nodes.counts["b"] == FEW - failed
 
 
 def test_retries_have_a_budget(nodes: Nodes, client: RawClient) -> None:

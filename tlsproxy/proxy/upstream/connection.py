@@ -53,8 +53,8 @@ class UpstreamRequest(Holder, Protocol):
 
 
 class Keeper(Protocol):
-    """Pool of a connection. ``keep``: another request may use it. ``failed``: it failed its request without a byte of
-    an answer. ``elsewhere``: whether its request, of which nothing was sent, goes to another node.
+    """Pool of a connection. ``keep``: another request may use it. ``failed``: it was lost before its request's answer
+    was whole. ``elsewhere``: whether its request, of which nothing was sent, goes to another node.
     """
 
     def failed(self, upstream: UpstreamConnection, error: RequestError) -> None: ...
@@ -197,11 +197,11 @@ class UpstreamConnection:
 
     def _read_head(self, request: UpstreamRequest, data: bytes) -> None:
         for _ in range(MAX_INTERIM):
+            self._buffer = data
             end = data.find(END)
             if end < 0:
                 if len(data) > MAX_HEAD:
                     raise ValueError("a head without an end")
-                self._buffer = data
                 self.await_response()
                 return
             end += len(END)
@@ -312,7 +312,7 @@ class UpstreamConnection:
             self._tell_lost(request, error, stale=False)
 
     def _tell_lost(self, request: UpstreamRequest, error: RequestError, *, stale: bool) -> None:
-        if self.untouched and not stale:
+        if not stale:
             self._keeper.failed(self, error)
             if not self.stream.established and self._keeper.elsewhere(self, request):
                 return

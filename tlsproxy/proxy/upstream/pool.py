@@ -88,14 +88,16 @@ class Pool:
             now = time.monotonic()
             self._gateway.retries.request(now)
             node = balancer.choose(request.account, now)
-        for index in range(len(idle) - 1, -1, -1):
+        index = len(idle)
+        while index:
+            index -= 1
             upstream = idle[index]
-            if upstream.node is node:
+            if upstream.node is node and not upstream.stream.closed:
                 del idle[index]
-                if not upstream.stream.closed:
-                    upstream.tried = ()
-                    self._take(upstream, place)
-                    return upstream
+                upstream.place = place
+                node.in_flight += 1
+                node.connections += 1
+                return upstream
         self._dial(request, place, node)
         return None
 
@@ -137,7 +139,8 @@ class Pool:
                 node = self._other(request, failure, tried)
             else:
                 self._all.add(upstream)
-                self._take(upstream, place)
+                node.in_flight += 1
+                node.connections += 1
                 return
         place.release()
         raise failure
@@ -172,13 +175,6 @@ class Pool:
             request.upstream_lost(error, stale=False, answered=False)
         return True
 
-    @staticmethod
-    def _take(upstream: UpstreamConnection, place: Share) -> None:
-        upstream.place = place
-        node = upstream.node
-        node.in_flight += 1
-        node.connections += 1
-
     def review(self) -> None:
         """Ends idle connections to a former upstream, or a drained node, after a publication."""
         for upstream in [one for one in self._idle if one.node.node.drained or self._is_former(one)]:
@@ -200,6 +196,7 @@ class Pool:
         if balancer.only is None:
             outcome = balancer.failed if upstream.of_a_proxy else balancer.succeeded
             outcome(upstream.node, "rest", time.monotonic())
+            upstream.tried = ()
             keep = keep and not upstream.node.node.drained
         if not keep or stream.closed or stream.broken or self._is_former(upstream):
             upstream.discard()
