@@ -630,3 +630,8 @@ def test_depth_and_length_of_a_message() -> None:
     assert len(asked_for) >= 3
     with pytest.raises(ProtobufError, match="too many fields"):
         at_once(under_policy(scroll, many, strict, fields=2 * STEP))
+
+
+def test_a_long_selection_of_keys_is_looked_at_in_steps() -> None:
+    selector = delimited(6, delimited(2, delimited(1, b"a.b") * 3 * STEP))
+    assert len(list(under_policy(method("Points/Scroll"), selector, SALARY))) >= 3

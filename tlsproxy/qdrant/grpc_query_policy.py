@@ -137,7 +137,7 @@ class Row:
         if number == self.written:
             return _kept(one, checking_payload(one.content(), policy, state.reading))
         if number == self.payload and policy.hidden:
-            return delimited(number, _payload_selector(one.content(), state))
+            return _payload_selector(one, state)
         if number == self.vectors and policy.hides_vectors:
             return b""
         self._take_key(one, found, state)
@@ -227,7 +227,11 @@ _EXCLUDE: Final = 3
 """Fields of WithPayloadSelector."""
 
 
-def _payload_selector(content: bytes, state: PolicyState) -> bytes:
+def _payload_selector(one: Field, state: PolicyState) -> Steps[bytes]:
+    return delimited(one.number, (yield from _selection(one.content(), state)))
+
+
+def _selection(content: bytes, state: PolicyState) -> Steps[bytes]:
     """WithPayloadSelector without the hidden keys. An empty one is left to Qdrant, which refuses it."""
     if not content:
         return content
@@ -239,8 +243,13 @@ def _payload_selector(content: bytes, state: PolicyState) -> bytes:
         return _all_but_hidden(policy) if chosen.integer() else content
     if chosen.number == _EXCLUDE:
         return delimited(_EXCLUDE, chosen.content() + _hidden_paths(policy))
-    paths = state.reading.fields_of("PayloadIncludeSelector", chosen.content())
-    return delimited(_INCLUDE, b"".join(one.raw for one in paths if not policy.hidden.cover(key_path(one.content()))))
+    included = []
+    for path in state.reading.fields_of("PayloadIncludeSelector", chosen.content()):
+        if state.reading.is_step():
+            yield state.reading.memory
+        if not policy.hidden.cover(key_path(path.content())):
+            included.append(path.raw)
+    return delimited(_INCLUDE, b"".join(included))
 
 
 def _all_but_hidden(policy: QueryPolicy) -> bytes:
