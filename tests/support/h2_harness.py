@@ -211,6 +211,7 @@ class MemoryStream:
     def __init__(self, handler: Any) -> None:
         self.handler = handler
         self.address: Any = None
+        self.tls: Any = None
         self.written = bytearray()
         self.coming = bytearray()
         self.reading = True
@@ -403,15 +404,15 @@ class Ends:
 def in_memory() -> Iterator[None]:
     """Upstream connections are memory: for a fixture."""
 
-    def dial(_loop: Any, addresses: Any, handler: Any, _deadlines: Any, _timeout: float) -> MemoryStream:
+    def dial(_loop: Any, addresses: Any, handler: Any, _deadlines: Any, _timeout: float, _tls: None) -> MemoryStream:
         stream = MemoryStream(handler)
         stream.address = addresses[0]
         stream.reading = False
         return stream
 
-    real = upstream.DialledStream
-    upstream.DialledStream = dial
+    real = upstream.dial
+    upstream.dial = dial
     try:
         yield
     finally:
-        upstream.DialledStream = real
+        upstream.dial = real

@@ -224,7 +224,7 @@ class RestEnds:
         stream.handler = entry.session = RestConnection(self.gateway, self.upstreams, stream, entry, end)  # type: ignore[arg-type]
         return stream
 
-    def dial(self, _loop: Any, addresses: Any, handler: Any, _deadlines: Any, _timeout: Any) -> Stream:
+    def dial(self, _loop: Any, addresses: Any, handler: Any, _deadlines: Any, _timeout: Any, _tls: None) -> Stream:
         if self.no_socket:
             raise OSError(24, "no descriptors are left")
         stream = Stream(handler, self.loop)
@@ -260,7 +260,7 @@ def in_memory(ends: RestEnds) -> Iterator[None]:
             ends.records.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upstream, "DialledStream", ends.dial)
+        patch.setattr(upstream, "dial", ends.dial)
         patch.setattr(connection, "Record", Kept)
         patch.setattr(audit_query, "in_thread", ends.loop.in_thread)
         yield

@@ -275,12 +275,12 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "nobody_useful": ({"roles": {"search": {"access": []}}}, "identities: nobody could do anything"),
     "upstream_https": (
         {"upstream": {"rest": "https://127.0.0.1:1"}},
-        "upstream.rest: the upstream is a plaintext Qdrant",
+        "upstream.rest: upstream.tls is missing",
     ),
     "upstream_path": ({"upstream": {"rest": "http://127.0.0.1:1/x"}}, "upstream.rest: only http://host:port"),
     "upstream_user": ({"upstream": {"rest": "http://u@127.0.0.1:1"}}, "upstream.rest: a user or password"),
     "upstream_portless": ({"upstream": {"rest": "http://127.0.0.1"}}, "upstream.rest: the port is missing"),
-    "upstream_no_url": ({"upstream": {"rest": "127.0.0.1:16333"}}, "upstream.rest: http://host:port is expected"),
+    "upstream_no_url": ({"upstream": {"rest": "127.0.0.1:16333"}}, "upstream.rest: http://host:port or https:"),
     "upstream_bad_port": ({"upstream": {"rest": "http://h:99999"}}, "upstream.rest: not a URL"),
     "nodes_beside_rest": (
         {"upstream": {"rest": "http://127.0.0.1:1", "nodes": [node("a"), node("b")]}},
@@ -495,7 +495,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"limits": {"max_message_size_mb": 512}},
         "limits.inspection_memory_mb: less than limits.max_message_size_mb (512)",
     ),
-    "upstream_grpc": ({"upstream": {"grpc": "https://127.0.0.1:1"}}, "upstream.grpc: the upstream is a plaintext"),
+    "upstream_grpc": ({"upstream": {"grpc": "https://127.0.0.1:1"}}, "upstream.grpc: upstream.tls is missing"),
     "upstream_idle": ({"upstream": {"idle_timeout": 5}}, "upstream.idle_timeout: must be less than 5 s"),
     "loop": ({"upstream": {"rest": "http://127.0.0.1:6333"}}, "upstream.rest: 127.0.0.1:6333 is where tlsproxy itself"),
     "loop_grpc": (
@@ -657,7 +657,7 @@ def test_check_does_not_run_on_a_section_that_is_invalid_itself() -> None:
 
 def test_errors_of_sound_sections_come_with_those_of_an_invalid_one() -> None:
     found = errors(limits={"connections": 0}, upstream={"rest": "https://h:1"})
-    assert [text.split(":")[0] for text in found] == ["limits.connections", "upstream.rest"]
+    assert [text.split(":")[0] for text in found] == ["limits.connections", "upstream.grpc", "upstream.rest"]
 
 
 def test_thousands_of_unknown_roles_are_told_of_without_a_near_one_for_each() -> None:

@@ -15,9 +15,10 @@ import pytest
 from cryptography import x509
 from support.tls_server import authority_of, own, server_context, serving
 
+from tlsproxy.config.pins import pin_of
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.dial import Address, dial, dial_failure
-from tlsproxy.tls.client_context import ClientTls, ExpectedServer, ServerRefused, client_tls, pin_of, spki_sha256
+from tlsproxy.tls.client_context import ClientTls, ExpectedServer, ServerRefused, client_tls, spki_sha256
 from tlsproxy.tls.pki import Authority, Issued
 
 WAIT = 10.0

@@ -21,7 +21,7 @@ from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 
 from tlsproxy.audit.log import NoAudit
-from tlsproxy.config.listeners import TCP, listening
+from tlsproxy.config.listeners import ALPN, TCP, listening
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.frontend.handshake import AcceptedConnection
 from tlsproxy.proxy.frontend.listener import Bound, bind
@@ -34,7 +34,6 @@ from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.stream import Stream
 from tlsproxy.service.serving import Serving
 from tlsproxy.snapshot.files import read_inputs
-from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.snapshot.startup import first_generation
 
 PARTS = (Stream, AcceptedConnection, Entry, RestConnection, Exchange, Relay, Call, TcpConnection, ssl.SSLObject)

@@ -45,7 +45,10 @@ def generation(
         trust=SimpleNamespace(path="ca.pem"),
         crls=crls,
     )
-    published = SimpleNamespace(number=number, material=material, config=Config.model_validate({"tls": TLS}))
+    states = SimpleNamespace(client_certificates={}, server_authorities={})
+    published = SimpleNamespace(
+        number=number, material=material, states=states, config=Config.model_validate({"tls": TLS})
+    )
     published.policy = Policy({}, (), Keys())
     return cast("Generation", published)
 
@@ -79,6 +82,7 @@ def everything(metrics: Metrics) -> None:
     metrics.accept_error()
     metrics.upstream_connect("ok")
     metrics.upstream_retry()
+    metrics.upstream_tls("name_mismatch")
     metrics.reload("ok", "sighup", 50.0)
     metrics.published(generation(4, "aa" * 32, ("bb" * 32,), (crl("CN=CA", 300.0),)))
 
@@ -137,6 +141,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_upstream_connections",
         "tlsproxy_upstream_connects_total",
         "tlsproxy_upstream_retries_total",
+        "tlsproxy_upstream_tls_failures_total",
         "tlsproxy_upstream_waiting",
     }
 
@@ -165,12 +170,14 @@ def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
     metrics.handshake("no_certificate", 0.2)
     metrics.upstream_connect("refused")
     metrics.upstream_retry()
+    metrics.upstream_tls("name_mismatch")
     metrics.accept_error()
     assert value(metrics, "tlsproxy_decisions_total", reason="needs_write") == 1
     assert value(metrics, "tlsproxy_handshakes_total", outcome="no_certificate") == 1
     assert value(metrics, "tlsproxy_handshake_duration_seconds_sum") == 0.2
     assert value(metrics, "tlsproxy_upstream_connects_total", outcome="refused") == 1
     assert value(metrics, "tlsproxy_upstream_retries_total") == 1
+    assert value(metrics, "tlsproxy_upstream_tls_failures_total", reason="name_mismatch") == 1
     assert value(metrics, "tlsproxy_accept_errors_total") == 1
     assert value(metrics, "tlsproxy_limit_overflows_total") == 4
     assert value(metrics, "tlsproxy_limit_unlocked_total") == 2

@@ -14,7 +14,7 @@ from tlsproxy.snapshot.generation import restart_needed
 
 RESTART: Final = {
     "service": {"host", "http_port", "grpc_port"},
-    "listeners": {"host", "port", "mode", "protocols"},
+    "listeners": {"host", "port", "unix", "unix_mode", "mode", "protocols"},
     "audit": {
         "enabled",
         "dir",
@@ -55,7 +55,7 @@ AT_ONCE: Final = {
         "max_request_size_mb",
         "proxy_protocol",
     },
-    "listeners": {"upstream", "allow", "proxy_protocol", "send_proxy_protocol"},
+    "listeners": {"upstream", "upstream_tls", "allow", "proxy_protocol", "send_proxy_protocol"},
     "audit": {"log_api", "probes"},
     "health": {"metrics", "probe_networks", "proxy_protocol"},
     "": {"log_level", "include"},

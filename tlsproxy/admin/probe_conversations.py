@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
 from tlsproxy.admin.upstream_findings import GOOD, Finding, Found
+from tlsproxy.proxy.transport.records import MAX_HANDSHAKE, Records
 from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.qdrant.own_key import DENIED, DENIED_STATUSES, refuses_call, refuses_request
 from tlsproxy.qdrant.releases import version_in
+from tlsproxy.tls.client_context import ClientTls, ServerRefused, server_refused
+from tlsproxy.tls.verification import shake_hands
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, write
 from tlsproxy.wire.http1 import END
@@ -32,22 +36,64 @@ _NO_MESSAGE: Final = bytes(5)
 
 
 class ProbeSocket:
-    """Socket of a conversation. ``heard``: the first bytes that came."""
+    """Socket of a conversation, in plaintext or over TLS. ``heard``: the first bytes that came."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._records: Records | None = None
         self._loop = asyncio.get_running_loop()
         self.heard = b""
 
+    async def shake_hands(self, tls: ClientTls) -> None:
+        """Speak TLS from now on. Raises OSError, of which ServerRefused has a reason."""
+        records = Records(tls.context, tls.server_name)
+        size = 0
+        while True:
+            try:
+                shake_hands(records.tls, tls.expected.judge)
+                break
+            except ssl.SSLWantReadError:
+                await self._loop.sock_sendall(self._sock, records.outgoing.read())
+            except ssl.SSLError as error:
+                await self._loop.sock_sendall(self._sock, records.outgoing.read())
+                raise server_refused(error) from None
+            data = await self._loop.sock_recv(self._sock, LARGEST)
+            size += len(data)
+            if not data or size > MAX_HANDSHAKE:
+                raise ServerRefused("closed", "the server ended the connection during the handshake")
+            records.incoming.write(data)
+        await self._loop.sock_sendall(self._sock, records.outgoing.read())
+        if refusal := tls.refusal(records.tls):
+            raise refusal
+        self._records = records
+
     async def send(self, data: bytes) -> None:
-        await self._loop.sock_sendall(self._sock, data)
+        await self._loop.sock_sendall(self._sock, data if self._records is None else self._records.sealed(data))
 
     async def receive(self) -> bytes:
         """Raises EOFError at the end."""
+        data = await self._received() if self._records is None else await self._opened(self._records)
+        self.heard = self.heard or data
+        return data
+
+    async def _received(self) -> bytes:
         data = await self._loop.sock_recv(self._sock, LARGEST)
         if not data:
             raise EOFError
-        self.heard = self.heard or data
+        return data
+
+    async def _opened(self, records: Records) -> bytes:
+        """Plaintext. An error without any is the server's refusal of our certificate (TLS 1.3)."""
+        data, received = b"", b""
+        ended: bool | ssl.SSLError = False
+        while not data:
+            data, ended = records.opened(received)
+            if isinstance(ended, ssl.SSLError) and not data:
+                raise server_refused(ended) if not self.heard else OSError(str(ended))
+            if ended and not data:
+                raise EOFError
+            if not data:
+                received = await self._received()
         return data
 
     def close(self) -> None:
@@ -57,11 +103,11 @@ class ProbeSocket:
 class RestConversation:
     """``usable``: it may be asked again."""
 
-    def __init__(self, sock: socket.socket, host: str, key: str | None) -> None:
+    def __init__(self, sock: ProbeSocket, host: str, key: str | None) -> None:
         own = b"" if key is None else b"api-key: %b\r\n" % key.encode()
         self._fields = b"host: %b\r\nuser-agent: %b\r\n%b\r\n" % (host.encode(), AGENT, own)
         self._has_key = key is not None
-        self.socket = ProbeSocket(sock)
+        self.socket = sock
         self.usable = True
 
     async def ask(self) -> Found:
@@ -114,10 +160,10 @@ class RestConversation:
 class GrpcConversation:
     """``usable``: it may be asked again."""
 
-    def __init__(self, sock: socket.socket, host: str, key: str | None) -> None:
+    def __init__(self, sock: ProbeSocket, host: str, key: str | None) -> None:
         self._own: Fields = () if key is None else ((b"api-key", key.encode()),)
         self._host = host.encode()
-        self.socket = ProbeSocket(sock)
+        self.socket = sock
         self._frames = http2.Frames()
         self._reader: FieldReader[Fields] = FieldReader(LARGEST, lambda fields: fields, table=False)
         self._stream = -1

@@ -19,7 +19,11 @@ class Finding(Enum):
     NO_ADDRESS = "its name does not resolve"
     UNREACHABLE = "{detail}: is Qdrant running there?"
     SILENT = "it accepts connections, and does not answer within {detail} s"
-    SPEAKS_TLS = "it speaks TLS, and the gateway plaintext: set service.enable_tls: false in Qdrant's configuration"
+    SPEAKS_TLS = (
+        "it speaks TLS, and the gateway plaintext: set service.enable_tls: false in Qdrant's configuration, or write "
+        "https:// and upstream.tls here"
+    )
+    NO_TLS = "TLS with it fails: {detail}"
     OTHER_PORT = "it is Qdrant's {other} port, or another {other} server: are upstream.rest and upstream.grpc swapped?"
     NO_GRPC = "it speaks HTTP/2, and not gRPC: set upstream.grpc to Qdrant's service.grpc_port"
     CLOSES = "it closes the connection without an answer"

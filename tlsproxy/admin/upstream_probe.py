@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING, Any, Final
 
-from tlsproxy.admin.probe_conversations import GrpcConversation, RestConversation
+from tlsproxy.admin.probe_conversations import GrpcConversation, ProbeSocket, RestConversation
 from tlsproxy.admin.readiness import OK, Part
 from tlsproxy.admin.upstream_findings import Finding, Found, Speech, found_instead, speech_of
 from tlsproxy.config.model import HttpProtocol
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.tls.client_context import ServerRefused
 from tlsproxy.wire import http2
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class UpstreamProbe:
 
     async def __call__(self) -> Part:
         target = self._target()
-        if target != self._asked:
+        if self._asked is None or target != self._asked or target.upstream.tls is not self._asked.upstream.tls:
             self.close()
             self._asked, self._due, self._pause = target, float("-inf"), 0.0
             self._part, self._known = Found(Finding.SILENT, f"{DEADLINE:g}").part(target.protocol, target.url), False
@@ -169,7 +170,9 @@ async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcCo
         async with asyncio.timeout(DEADLINE):
             for address in target.upstream.addresses:
                 try:
-                    sock = await _connected(address)
+                    sock = await _spoken_to(target, address)
+                except ServerRefused as refusal:
+                    return Found(Finding.NO_TLS, f"{refusal} ({refusal.reason})"), None
                 except OSError as error:
                     if error.errno in _EXHAUSTED:
                         return None, None
@@ -187,7 +190,7 @@ async def is_ready(target: Target) -> bool | None:
     kind = RestConversation if target.protocol == "rest" else GrpcConversation
     for address in target.upstream.addresses:
         try:
-            sock = await _connected(address)
+            sock = await _spoken_to(target, address)
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 return None
@@ -202,8 +205,20 @@ async def is_ready(target: Target) -> bool | None:
     return False
 
 
+async def _spoken_to(target: Target, address: tuple[int, Any]) -> ProbeSocket:
+    """A connection over which the target can be asked. Raises OSError."""
+    sock = ProbeSocket(await _connected(address))
+    try:
+        if target.upstream.tls is not None:
+            await sock.shake_hands(target.upstream.tls)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 async def _asked_over(
-    sock: socket.socket, target: Target, address: tuple[int, Any]
+    sock: ProbeSocket, target: Target, address: tuple[int, Any]
 ) -> tuple[Found, RestConversation | GrpcConversation | None]:
     kind = RestConversation if target.protocol == "rest" else GrpcConversation
     conversation = kind(sock, target.host, target.key)
@@ -213,14 +228,20 @@ async def _asked_over(
         if found.finding is Finding.GOOD:
             if not conversation.usable:
                 conversation.socket.close()
-                conversation = kind(await _connected(address), target.host, target.key)
+                conversation = kind(await _spoken_to(target, address), target.host, target.key)
             of_key = await conversation.ask_for_key()
             found = found if of_key.finding is Finding.GOOD else of_key
         kept = conversation.usable
+    except ServerRefused as refusal:
+        found = Found(Finding.NO_TLS, f"{refusal} ({refusal.reason})")
     except (OSError, ValueError, EOFError, TlsproxyError):
-        found = await _otherwise(target.protocol, address, conversation.socket.heard)
+        heard = conversation.socket.heard
+        if target.upstream.tls is None:
+            found = await _otherwise(target.protocol, address, heard)
+        else:
+            found = found_instead(target.protocol, speech_of(heard)) if heard else Found(Finding.CLOSES)
     else:
-        if found.finding is Finding.FAILS:
+        if found.finding is Finding.FAILS and target.upstream.tls is None:
             instead = await _otherwise(target.protocol, address, conversation.socket.heard)
             found = instead if instead.finding in {Finding.SPEAKS_TLS, Finding.OTHER_PORT} else found
     finally:

@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.model import Config, HttpProtocol
 from tlsproxy.config.tokens import KeySource, key_sources
+from tlsproxy.config.upstream_tls_checks import client_pairs
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.transport.tls import handshake_failure
@@ -33,7 +34,7 @@ from tlsproxy.tls.peer import tried_peer
 from tlsproxy.tls.pki import Authority
 from tlsproxy.tls.trust import REFUSALS
 
-_TRUST: Final[tuple[InputKind, ...]] = ("configuration", "authorities", "crl")
+_TRUST: Final[tuple[InputKind, ...]] = ("configuration", "authorities", "crl", "server_authorities")
 _KEYS: Final[tuple[InputKind, ...]] = ("secret", "public_keys")
 _PASSPHRASE: Final = b"-"
 
@@ -47,9 +48,9 @@ class NoConnection(TlsproxyError):
 
 
 def inspected_generation(config_path: Path, *, with_keys: bool, fetch: bool = False) -> Generation:
-    """The generation that `run` would start with, but for a server certificate of its own and unresolved names.
+    """The generation that `run` would start with, but for certificates of its own and unresolved names.
 
-    So the server's key need not be readable by who asks. Without ``with_keys`` those of clients need not either.
+    So private keys need not be readable by who asks. Without ``with_keys`` those of clients need not either.
     Key sets by URL are empty, unless they are to be fetched. Raises TlsproxyError.
     """
     inputs = read_inputs(config_path, os.environ)
@@ -87,6 +88,10 @@ def _with_own_certificate(inputs: Inputs, config: Config) -> Inputs:
     own = {config.tls.cert: pair, config.tls.key: pair}
     if config.tls.key_passphrase_file is not None:
         own[config.tls.key_passphrase_file] = _PASSPHRASE
+    client = Authority.create().issue(common_name="explain", client=True)
+    for paths in client_pairs(config).values():
+        contents = (client.certificate_pem, client.certificate_pem + client.key_pem, _PASSPHRASE)
+        own |= dict(zip(paths, contents, strict=False))
     failures = {path: failure for path, failure in inputs.failures.items() if path not in own}
     return replace(inputs, files={**inputs.files, **own}, failures=failures)
 

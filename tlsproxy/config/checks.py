@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from tlsproxy.config import ca_checks, claim_checks, health, listeners, shared_checks
+from tlsproxy.config import ca_checks, claim_checks, health, listeners, shared_checks, upstream_tls_checks
 from tlsproxy.config import credential_checks as credentials
 from tlsproxy.config.endpoints import check_key_set_url, check_origin, upstream_url
 from tlsproxy.config.findings import Finding
@@ -99,11 +99,13 @@ def _crl(config: Config, _tree: Tree) -> Iterator[Finding]:
 def _upstream(config: Config, _tree: Tree) -> Iterator[Finding]:
     for path, url in urls_of(config.upstream):
         try:
-            endpoint = upstream_url(url).endpoint
+            parsed = upstream_url(url)
         except ValueError as error:
             yield Finding(path, str(error))
         else:
-            if not endpoint.loopback:
+            if parsed.tls and config.upstream.tls is None:
+                yield Finding(path, "upstream.tls is missing: name the CAs that verify the server (ca_cert: ca.pem)")
+            elif not parsed.tls and not parsed.endpoint.loopback:
                 yield Finding(path, "not on loopback: requests and data cross a network in plaintext", warning=True)
     if config.upstream.idle_timeout >= QDRANT_IDLE_TIMEOUT:
         text = f"must be less than {QDRANT_IDLE_TIMEOUT:g} s, after which Qdrant closes an idle connection"
@@ -181,6 +183,8 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"revoked", "keys", "jwt_issuers"}), credentials.revoked_keys),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"upstream"}), _nodes),
+    (frozenset({"upstream"}), upstream_tls_checks.used),
+    (frozenset({"upstream", "listeners"}), upstream_tls_checks.sections),
     (frozenset({"upstream", "limits"}), _waits),
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"limits", "roles"}), _bursts),
@@ -228,6 +232,7 @@ _ITEM_BY_ITEM: Final = frozenset(
         matches,
         claim_checks.values,
         claim_checks.reached,
+        upstream_tls_checks.sections,
         names,
         credentials.named_keys,
         credentials.key_roles,

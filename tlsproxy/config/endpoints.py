@@ -113,15 +113,17 @@ def _is_host(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamUrl:
-    """A parsed URL of an upstream. ``authority``: the host and port as they were written."""
+    """A parsed URL of an upstream. ``authority``: the host and port as they were written. ``tls``: it is `https://`."""
 
     endpoint: Endpoint | UnixSocket
     authority: str
+    tls: bool = False
 
 
 def upstream_url(url: str) -> UpstreamUrl:
-    """Parse `http://host:port`, `unix:/path` or `unix:@name`. Raises ValueError, whose text never has the URL: it may
-    hold a password.
+    """Parse `http://host:port`, `https://host:port`, `unix:/path` or `unix:@name`.
+
+    Raises ValueError, whose text never has the URL: it may hold a password.
     """
     if url.startswith(UNIX):
         return UpstreamUrl(unix_socket(url), "localhost")
@@ -129,20 +131,16 @@ def upstream_url(url: str) -> UpstreamUrl:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("not a URL: http://host:port is expected") from None
-    if parts.scheme == "https":
-        raise ValueError(
-            "the upstream is a plaintext Qdrant: use http://, and keep it on loopback or a private network"
-        )
-    if parts.scheme != "http" or not host:
-        raise ValueError("http://host:port is expected")
+        raise ValueError("not a URL: http://host:port or https://host:port is expected") from None
+    if parts.scheme not in WEB_PORTS or not host:
+        raise ValueError("http://host:port or https://host:port is expected")
     if "@" in parts.netloc:
         raise ValueError("a user or password in the URL is not supported: see upstream.api_key_file")
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError("only http://host:port is expected, without a path")
+        raise ValueError(f"only {parts.scheme}://host:port is expected, without a path")
     if not port:
         raise ValueError("the port is missing: Qdrant's own default is 6333 for REST and 6334 for gRPC")
-    return UpstreamUrl(Endpoint(host, port), parts.netloc)
+    return UpstreamUrl(Endpoint(host, port), parts.netloc, parts.scheme == "https")
 
 
 def tcp_endpoint(address: str) -> Endpoint | UnixSocket:

@@ -6,7 +6,7 @@ Names are not resolved: two names of one address are noticed when the second is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +22,7 @@ from tlsproxy.config.endpoints import (
 )
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
-from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols
+from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, ProtocolName, Protocols
 from tlsproxy.config.networks import UNIX as UNIX_PEERS
 from tlsproxy.config.networks import Network, findings
 from tlsproxy.config.positions import Path, Tree, dotted
@@ -31,6 +31,8 @@ from tlsproxy.config.queries import query_policy_of
 from tlsproxy.config.upstream import UpstreamConfig, urls_of
 
 PROTOCOLS: Final[tuple[HttpProtocol, ...]] = ("rest", "grpc")
+ALPN: Final[Mapping[ProtocolName, str]] = {"rest": "http/1.1", "grpc": "h2"}
+"""ALPN names (RFC 7301), preferred first: a gRPC client offers h2 alone, a client of REST often both."""
 TCP: Final[Protocols] = ("tcp",)
 HEALTH: Final[Protocols] = ()
 """Stands for the health listener among TLS contexts: it asks for no client certificate."""

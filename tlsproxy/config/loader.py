@@ -27,7 +27,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Position, Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
-from tlsproxy.config.shape import disclosed, known_at, lists, model_at, sections, takes_path, takes_url
+from tlsproxy.config.shape import disclosed, known_at, lists, model_at, model_in, sections, takes_path, takes_url
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -227,6 +227,9 @@ def _resolve_fields(
     if not isinstance(mapping, dict):
         return
     for key, field in model.model_fields.items():
+        inner = model_in(field.annotation)
+        if inner is not None and isinstance(mapping.get(key), dict):
+            yield from _resolve_fields(tree, (*where, key), inner, base, environ)
         if not takes_path(field):
             continue
         if isinstance(field.default, Path):

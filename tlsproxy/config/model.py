@@ -21,6 +21,7 @@ from tlsproxy.config.proxy_protocol import ProxyProtocol
 from tlsproxy.config.queries import Queries
 from tlsproxy.config.shared import SharedConfig
 from tlsproxy.config.upstream import UpstreamConfig
+from tlsproxy.config.upstream_tls import UpstreamTls
 
 Port = Annotated[StrictInt, Field(ge=0, le=65535)]
 HttpProtocol = Literal["rest", "grpc"]
@@ -101,6 +102,9 @@ class ListenerConfig(Section):
     upstream: str | None = None
     """For mode tcp: the address that bytes are relayed to: `host:port`, `unix:/path` or `unix:@name`. See
     `upstream.on_change`."""
+    upstream_tls: UpstreamTls | None = None
+    """For mode tcp: TLS with an `upstream` of `host:port`, `{ca_cert: ca.pem}`. null: bytes are relayed in
+    plaintext."""
     allow: tuple[Label, ...] = ()
     """For mode tcp: the roles whose holders may connect, and stay connected."""
     send_proxy_protocol: Literal["v2"] | None = None

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, StrictFloat
 from tlsproxy.config.callers import Label, Section
 from tlsproxy.config.limits import Count, Seconds
 from tlsproxy.config.positions import Path as KeyPath
+from tlsproxy.config.upstream_tls import UpstreamTls
 
 ONLY: Final = "upstream"
 """Name of the node that `rest` and `grpc` are of."""
@@ -22,7 +23,8 @@ class NodeConfig(Section):
     name: Label
     """Name of the node in metrics, status and commands."""
     rest: str
-    """The node's REST API: `http://host:port`, `unix:/path` or `unix:@name`."""
+    """The node's REST API: `http://host:port`, `https://host:port` with `upstream.tls`, `unix:/path` or
+    `unix:@name`."""
     grpc: str | None = None
     """The node's gRPC API, in the same forms. Required where gRPC is served."""
     drain: bool = False
@@ -32,14 +34,17 @@ class NodeConfig(Section):
 
 
 class UpstreamConfig(Section):
-    """The plaintext Qdrant behind the gateway. Keep it on loopback."""
+    """The Qdrant behind the gateway: on loopback, or over TLS."""
 
     rest: str = "http://127.0.0.1:16333"
-    """Qdrant's REST API: `http://host:port`; or `unix:/path`, `unix:@name` (abstract): a unix socket of a proxy beside
-    it."""
+    """Qdrant's REST API: `http://host:port`; `https://host:port` with `tls`; or `unix:/path`, `unix:@name` (abstract):
+    a unix socket of a proxy beside it."""
     grpc: str = "http://127.0.0.1:16334"
     """Qdrant's gRPC API, in the same forms. It must be the same Qdrant. Must be set if gRPC is served and `rest` is
     not the default."""
+    tls: UpstreamTls | None = None
+    """TLS with the upstreams whose URL is `https://`: `{ca_cert: ca.pem}`, and a client certificate if Qdrant, or the
+    proxy before it, wants one."""
     nodes: Annotated[tuple[NodeConfig, ...], Field(max_length=64)] = ()
     """Nodes of one Qdrant cluster, in place of `rest` and `grpc`: each request goes to the one with the fewest under
     way. See docs/operations.md."""

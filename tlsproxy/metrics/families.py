@@ -98,6 +98,12 @@ UPSTREAM_WAITING: Final = _gauge("upstream_waiting", "requests", "Requests that 
 UPSTREAM_CONNECTS: Final = _counter(
     "upstream_connects", "connections", "Connects to Qdrant; outcome: ok, timeout, failed.", "outcome"
 )
+UPSTREAM_TLS: Final = _counter(
+    "upstream_tls_failures",
+    "connections",
+    "Connections to an upstream over TLS that failed, by reason.",
+    "reason",
+)
 UPSTREAM_RETRIES: Final = _counter("upstream_retries", "requests", "Reads sent a second time, on a fresh connection.")
 NODE_SERVING: Final = _gauge(
     "node_serving",
@@ -148,8 +154,8 @@ SHARED_ROUND_TRIPS: Final = _counter(
 EXPIRY: Final = _gauge(
     "expiry_timestamp_seconds",
     "seconds since 1970",
-    "End of all that ends: server certificate, its intermediate, client ca, crl, named key, last key of a token"
-    " issuer; of several of one name the first.",
+    "End of all that ends: server certificate, its intermediate, client ca, crl, certificate and ca towards upstreams, "
+    "named key, last key of a token issuer; of several of one name the first.",
     "kind",
     "name",
 )

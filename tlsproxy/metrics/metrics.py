@@ -76,6 +76,7 @@ class Metrics(Collector):
         self._accept_errors = 0
         self._ended: dict[str, int] = defaultdict(int)
         self._upstream_connects: dict[str, int] = defaultdict(int)
+        self._upstream_tls: dict[str, int] = defaultdict(int)
         self._upstream_retries = 0
         self._reloads: dict[tuple[str, str], int] = defaultdict(int)
         self._jumps: dict[str, int] = {"forward": 0, "back": 0}
@@ -133,6 +134,9 @@ class Metrics(Collector):
 
     def upstream_connect(self, outcome: str) -> None:
         self._upstream_connects[outcome] += 1
+
+    def upstream_tls(self, reason: str) -> None:
+        self._upstream_tls[reason] += 1
 
     def upstream_retry(self) -> None:
         self._upstream_retries += 1
@@ -250,6 +254,7 @@ class Metrics(Collector):
         yield families.UPSTREAM_CONNECTIONS.keyed({"idle": idle, "busy": busy})
         yield families.UPSTREAM_WAITING.single(waiting)
         yield families.UPSTREAM_CONNECTS.keyed(self._upstream_connects)
+        yield families.UPSTREAM_TLS.keyed(self._upstream_tls)
         yield families.UPSTREAM_RETRIES.single(self._upstream_retries)
         nodes = self._nodes()
         yield families.NODE_SERVING.keyed({node["name"]: node["state"] == "up" for node in nodes})

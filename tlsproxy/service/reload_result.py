@@ -134,6 +134,8 @@ def _inputs(config_path: Path, states: States) -> Iterator[Input]:
     if tls.ca_cert is not None:
         yield Input("authorities", str(tls.ca_cert))
     yield from (Input("crl", str(path)) for path in states.crls)
+    yield from (Input("client_certificate", str(path)) for path in states.client_certificates)
+    yield from (Input("server_authorities", str(path)) for path in states.server_authorities)
     yield from (Input("secret", str(path)) for path in states.secrets)
     yield from (Input("public_keys", str(path)) for path in states.public_keys)
     if states.locks.value.locks:

@@ -17,8 +17,9 @@ from tlsproxy.snapshot.states import InputState
 from tlsproxy.text import utc_time
 from tlsproxy.tls.chain_checks import needless_last
 from tlsproxy.tls.chains import defect_of
+from tlsproxy.tls.client_context import try_certificate
 from tlsproxy.tls.crls import crl_age, load_crls, older_than
-from tlsproxy.tls.owncert import SKEW, as_sent, check_dates, load_certificate, passphrase_of
+from tlsproxy.tls.owncert import CLIENT, SKEW, as_sent, check_dates, load_certificate, passphrase_of
 from tlsproxy.tls.renewal_checks import suspicions
 from tlsproxy.tls.trust import issuer_of, load_authorities
 
@@ -44,9 +45,11 @@ SeriesOf: TypeAlias = "Callable[[Crl], Series]"
 
 
 def authorities_in(
-    path: Path, data: Data, former: InputState[tuple[x509.Certificate, ...]] | None, now: float
+    path: Path, data: Data, former: InputState[tuple[x509.Certificate, ...]] | None, now: float, verified: str
 ) -> Candidate[tuple[x509.Certificate, ...]]:
     """CAs of a file, of which one must be valid now. The others are kept, and verify nobody yet, or any more.
+
+    ``verified``: the certificates that they are for, `client certificates`.
 
     A CA that is in the file with its next certificate only keeps the one in force until that is valid.
     """
@@ -60,7 +63,7 @@ def authorities_in(
     if not current:
         if later:
             raise _not_yet(path, later)
-        text = "every CA in it has expired; add the CA that issues today's client certificates"
+        text = f"every CA in it has expired; add the CA that issues today's {verified}"
         raise MaterialError(str(path), text, FailureKind.AGE)
     # Clients of a CA whose new certificate is not valid yet go on with the one that serves.
     starting = {issuer_of(each) for each in later} - current
@@ -104,6 +107,19 @@ class ServerPair:
             raise MaterialError(str(tls.cert), f"{'; '.join(found)} (refused by tls.on_suspicious)")
         warnings = (*server.warnings, *(f"{tls.cert}: {each}" for each in found))
         return InputState.of(replace(server, warnings=warnings), data), None
+
+
+def client_certificate(paths: Sequence[Path], data: Data, former: object, now: float) -> Candidate[OwnCertificate]:
+    """A client certificate for upstreams, of ``paths`` and ``data`` of certificate, key and perhaps passphrase.
+
+    Without a ``former`` one, it may begin up to :data:`SKEW` seconds later.
+    """
+    cert, key, *secret = map(str, paths)
+    passphrase = passphrase_of(secret[0], data[2]) if secret else None
+    certificate = load_certificate((cert, data[0]), (key, data[1]), passphrase, CLIENT)
+    check_dates(cert, certificate.chain, now, SKEW if former is None else 0.0)
+    try_certificate(certificate, key)
+    return InputState.of(certificate, data), None
 
 
 def series_among(authorities: Sequence[x509.Certificate]) -> SeriesOf:

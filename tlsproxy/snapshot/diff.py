@@ -21,7 +21,7 @@ from tlsproxy.config.pieces import unpacked
 from tlsproxy.snapshot.field_changes import description, difference, entry_difference, joined, same
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
-from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
+from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, facts_of
 
 MAX_CHANGES: Final = 200
 """Most changes that a result lists one by one."""
@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``what``: certificate, CA, CRL, role, rule, key, lock, issuer, listener, node, setting, address or file of
-    `include`.
+    """``what``: certificate, CA, CRL, client certificate, upstream CA, role, rule, key, lock, issuer, listener, node,
+    setting, address or file of `include`.
 
     ``name`` and ``detail`` may be empty.
     """
@@ -48,7 +48,7 @@ class Change:
 
 def changes_between(old: Generation, new: Generation) -> tuple[Change, ...]:
     """Changes of certificates, then callers, then settings: at most :data:`MAX_CHANGES`, and a count of the others."""
-    found = [*_certificates(old, new), *_callers(old, new), *_settings(old, new)]
+    found = [*_certificates(old, new), *_upstream_certificates(old, new), *_callers(old, new), *_settings(old, new)]
     if len(found) > MAX_CHANGES:
         found[MAX_CHANGES:] = [Change("others", "", "changed", f"{len(found) - MAX_CHANGES} more")]
     return tuple(found)
@@ -96,6 +96,35 @@ def _certificates(old: Generation, new: Generation) -> Iterator[Change]:
         added=_edition,
         removed=_edition,
         name=lambda _, entry: entry.issuer,
+    )
+
+
+def _upstream_certificates(old: Generation, new: Generation) -> Iterator[Change]:
+    def leaves(generation: Generation) -> dict[str, CertificateFacts]:
+        states = generation.states.client_certificates
+        return {str(path): facts_of(state.value.chain[0]) for path, state in states.items()}
+
+    def authorities(generation: Generation) -> dict[str, CertificateFacts]:
+        states = generation.states.server_authorities.values()
+        return {facts.sha256: facts for state in states for facts in map(facts_of, state.value)}
+
+    yield from _compared(
+        "client certificate",
+        leaves(old),
+        leaves(new),
+        changed=lambda former, current: f"{_issue(former)} → {_issue(current)}",
+        added=_issue,
+        removed=_issue,
+        name=lambda _, entry: entry.subject,
+    )
+    yield from _compared(
+        "upstream CA",
+        authorities(old),
+        authorities(new),
+        changed=lambda _, entry: _issue(entry),
+        added=_issue,
+        removed=_issue,
+        name=lambda _, entry: entry.subject,
     )
 
 

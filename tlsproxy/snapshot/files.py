@@ -21,6 +21,7 @@ from tlsproxy.config import loader
 from tlsproxy.config.model import Tls
 from tlsproxy.config.secrets import secret_files
 from tlsproxy.config.tokens import public_key_files
+from tlsproxy.config.upstream_tls_checks import authority_files, client_pairs
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot import bounded_io
 from tlsproxy.snapshot.bounded_io import Unanswered
@@ -289,10 +290,12 @@ def _reading(
         elif isinstance(outcome, MaterialError):
             failures[path] = outcome
             targets.pop(path, None)
-    key = read.get(tls.key)
-    warnings = []
-    if isinstance(key, _Content) and key.exposed:
-        warnings.append(f"{tls.key}: the private key is open to group or others; chmod 600 it")
+    keys = [tls.key, *(pair[1] for pair in client_pairs(configuration.loaded.config).values())]
+    warnings = [
+        f"{path}: the private key is open to group or others; chmod 600 it"
+        for path in dict.fromkeys(keys)
+        if isinstance(key := read.get(path), _Content) and key.exposed
+    ]
     if previous is not None:
         files |= {path: data for path, data in previous.files.items() if files.get(path) == data}
     same = previous is not None and files == previous.files and _texts(failures) == _texts(previous.failures)
@@ -338,9 +341,10 @@ def _unsettled(current: Inputs, previous: Inputs | None, config_path: Path, serv
         unsettled.add(config_path)
     for config in filter(None, (current.loaded.config, serving)):
         tls = config.tls
-        pair = {path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None}
-        if unsettled & pair:
-            unsettled |= pair
+        own = tuple(path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None)
+        for pair in (own, *client_pairs(config).values()):
+            if not unsettled.isdisjoint(pair):
+                unsettled.update(pair)
     return unsettled
 
 
@@ -393,6 +397,10 @@ def _wanted(config: Config) -> Iterator[tuple[Path, int]]:
         yield secret, SECRET_LIMIT
     for public_key in public_key_files(config):
         yield public_key, PEM_LIMIT
+    for pair in client_pairs(config).values():
+        yield from zip(pair, (PEM_LIMIT, PEM_LIMIT, SECRET_LIMIT), strict=False)
+    for authorities in authority_files(config):
+        yield authorities, PEM_LIMIT
     tls = config.tls
     if tls.key_passphrase_file is not None:
         yield tls.key_passphrase_file, SECRET_LIMIT

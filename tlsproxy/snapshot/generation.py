@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.config.ca_checks import warnings as ca_warnings
-from tlsproxy.config.listeners import HEALTH, PROTOCOLS, TCP, listening
+from tlsproxy.config.endpoints import upstream_url
+from tlsproxy.config.listeners import ALPN, HEALTH, PROTOCOLS, TCP, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
 from tlsproxy.config.pieces import unpacked
@@ -23,7 +24,8 @@ from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.errors import MaterialError
 from tlsproxy.memo import Memo
 from tlsproxy.snapshot.name_resolution import tunnel_name
-from tlsproxy.snapshot.nodes import Node, Upstream, nodes_in
+from tlsproxy.snapshot.nodes import Node, Upstream, drained_by, nodes_in
+from tlsproxy.snapshot.server_tls import ServerTls
 from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.client_trial import refusal_of_authority
@@ -37,16 +39,15 @@ if TYPE_CHECKING:
 
     from tlsproxy.authz.roles import Policy, Principal
     from tlsproxy.config.locks import LockFile
-    from tlsproxy.config.model import Config, HttpProtocol, ProtocolName, Protocols
+    from tlsproxy.config.model import Config, HttpProtocol, Protocols
     from tlsproxy.config.problems import Problem
     from tlsproxy.snapshot.states import Fault, Input, InputState, States
     from tlsproxy.tls.chains import ChainCertificate
+    from tlsproxy.tls.client_context import ClientTls
     from tlsproxy.tls.owncert import OwnCertificate
     from tlsproxy.tls.peer import Peer
     from tlsproxy.tls.trust import ChainVerdict
 
-ALPN: Final[Mapping[ProtocolName, str]] = {"rest": "http/1.1", "grpc": "h2"}
-"""ALPN names (RFC 7301), preferred first: a gRPC client offers h2 alone, a client of REST often both."""
 PRINCIPALS: Final = 4096
 TRIED: Final = 64
 """Most CAs in a trial with a client certificate of theirs: one takes a millisecond."""
@@ -89,6 +90,7 @@ class Generation:
     unused: tuple[Problem, ...]
     restart_needed: tuple[str, ...]
     built_at: float
+    _server_tls: Mapping[tuple[object, ...], ClientTls] = field(repr=False, compare=False)
     _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
 
     @property
@@ -209,6 +211,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
         unfit = former.unfit
     else:
         unfit = (*_unverifiable(material), *_unfit(next(iter(contexts.values())), material.trust, now))
+    server_tls = ServerTls(states, {} if former is None else former._server_tls)  # noqa: SLF001 - of its own kind
     shared = former is not None and policy is former.policy and material.anchors is former.material.anchors
     return Generation(
         number=number,
@@ -220,8 +223,8 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
         material=material,
         policy=policy,
         upstream_api_key=upstream_api_key(config, _secrets(states)),
-        nodes=nodes_in(config, states.names, states.locks.value),
-        tunnels=_tunnels(states, config, started, tunnels),
+        nodes=drained_by(nodes_in(config, states.names, server_tls), config, states.locks.value),
+        tunnels=_tunnels(states, started, tunnels, server_tls),
         warnings=(
             *map(str, loaded.warnings),
             *map(str, located(data, config_path, environ, findings, pieces)),
@@ -232,6 +235,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
         unused=loaded.unused,
         restart_needed=restart_needed(config, started),
         built_at=now,
+        _server_tls=server_tls.made,
         _principals=former._principals if former is not None and shared else Memo(PRINCIPALS),  # noqa: SLF001 - of its own kind
     )
 
@@ -242,7 +246,7 @@ def with_locks(generation: Generation, locks: InputState[LockFile], number: int)
     """
     states = replace(generation.states, locks=locks)
     policy = generation.policy.with_locks(locks_of(generation.config, locks.value))
-    nodes = nodes_in(generation.config, states.names, locks.value)
+    nodes = drained_by(generation.nodes, generation.config, locks.value)
     return replace(generation, number=number, digest=states.digest, states=states, policy=policy, nodes=nodes)
 
 
@@ -335,15 +339,16 @@ def _unfit(context: ssl.SSLContext, trust: Trust, now: float) -> Iterator[str]:
             yield f"{trust.path}: every client of {name} is refused: {reason}"
 
 
-def _tunnels(states: States, config: Config, started: Config, former: Mapping[str, Tunnel]) -> Mapping[str, Tunnel]:
+def _tunnels(
+    states: States, started: Config, former: Mapping[str, Tunnel], server_tls: ServerTls
+) -> Mapping[str, Tunnel]:
     """Tunnels by address. One that the configuration has lost is bound until the restart, and stays as it was."""
-    host = started.service.host
-    tunnels = {
-        where: Tunnel(
-            Upstream.of(states.names[tunnel_name(where)]), frozenset(one.allow), one.send_proxy_protocol is not None
-        )
-        for where, one in tunnels_of(config, host).items()
-    }
+    host, tunnels = started.service.host, {}
+    for where, one in tunnels_of(states.configuration.value.config, host).items():
+        resolved = states.names[tunnel_name(where)]
+        tls = server_tls.of(one.upstream_tls, upstream_url(resolved.url), "")
+        upstream = Upstream.of(resolved, tls)
+        tunnels[where] = Tunnel(upstream, frozenset(one.allow), one.send_proxy_protocol is not None)
     still_bound = tunnels_of(started, host).keys() & former.keys() - tunnels.keys()
     return tunnels | {where: former[where] for where in still_bound}
 

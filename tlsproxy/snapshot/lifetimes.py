@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tlsproxy.authz.tokens import VerificationKey
     from tlsproxy.snapshot.generation import Generation
 
-Kind: TypeAlias = Literal["server", "intermediate", "ca", "crl", "key", "issuer"]
+Kind: TypeAlias = Literal["server", "intermediate", "ca", "crl", "client", "server_ca", "key", "issuer"]
 State: TypeAlias = Literal["ok", "soon", "over"]
 
 SOON: Final = 0.15
@@ -35,6 +35,8 @@ KINDS: Final[Mapping[Kind, str]] = {
     "intermediate": "intermediate",
     "ca": "client CA",
     "crl": "CRL",
+    "client": "upstream client",
+    "server_ca": "upstream CA",
     "key": "API key",
     "issuer": "token issuer",
 }
@@ -43,6 +45,8 @@ _NAMES: Final[Mapping[Kind, str]] = {
     "intermediate": "{}",
     "ca": "{}",
     "crl": "the CRL of {}",
+    "client": "the client certificate {}",
+    "server_ca": "the upstream's CA {}",
     "key": "API key {}",
     "issuer": "the last key of token issuer {}",
 }
@@ -103,6 +107,7 @@ def _all(generation: Generation) -> Iterator[Lifetime]:
     for crl in material.crls:
         detail, edition = f"{crl.count} revoked", f"{crl.scope} {crl.number} {crl.this_update}"
         yield Lifetime("crl", crl.issuer, crl.path, detail, crl.this_update, crl.next_update, edition)
+    yield from _of_upstreams(generation)
     for key in generation.config.keys:
         if key.expires is not None:
             end = key.expires.timestamp()
@@ -113,6 +118,15 @@ def _all(generation: Generation) -> Iterator[Lifetime]:
             start = end - KEY_LIFETIME if last.begins is None else last.begins
             source = f"jwt_issuers.{verifier.name}"
             yield Lifetime("issuer", verifier.name, source, f"key {last.kid}", start, end, f"{last.kid} {end}")
+
+
+def _of_upstreams(generation: Generation) -> Iterator[Lifetime]:
+    for path, certificate in generation.states.client_certificates.items():
+        for facts in map(facts_of, certificate.value.chain):
+            yield _certificate("client", facts, str(path))
+    for path, authorities in generation.states.server_authorities.items():
+        for facts in map(facts_of, authorities.value):
+            yield _certificate("server_ca", facts, str(path))
 
 
 def _certificate(kind: Kind, facts: CertificateFacts, path: str, names: str = "") -> Lifetime:

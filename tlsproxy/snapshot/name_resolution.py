@@ -48,7 +48,8 @@ def names_of(config: Config, started: Config) -> dict[str, str]:
         if protocol in served and (url := getattr(node, protocol)) is not None
     }
     return names | {
-        tunnel_name(where): _url_of(one.upstream or "") for where, one in tunnels(config, started.service.host).items()
+        tunnel_name(where): _url_of(one.upstream or "", tls=one.upstream_tls is not None)
+        for where, one in tunnels(config, started.service.host).items()
     }
 
 
@@ -57,9 +58,9 @@ def node_name(config: Config, name: str, protocol: HttpProtocol) -> str:
     return f"upstream.nodes.{name}.{protocol}" if config.upstream.nodes else f"upstream.{protocol}"
 
 
-def _url_of(upstream: str) -> str:
+def _url_of(upstream: str, *, tls: bool) -> str:
     """URL of the upstream of a listener of mode tcp."""
-    return upstream if upstream.startswith(UNIX) else f"http://{upstream}"
+    return upstream if upstream.startswith(UNIX) else f"{'https' if tls else 'http'}://{upstream}"
 
 
 def is_fixed(url: str) -> bool:

@@ -30,9 +30,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 InputKind: TypeAlias = Literal[
-    "configuration", "certificate", "authorities", "crl", "secret", "public_keys", "locks", "name", "publication"
+    "configuration",
+    "certificate",
+    "authorities",
+    "crl",
+    "client_certificate",
+    "server_authorities",
+    "secret",
+    "public_keys",
+    "locks",
+    "name",
+    "publication",
 ]
-"""``certificate`` is the server's, with its key and passphrase; ``public_keys`` are those of a token issuer.
+"""``certificate`` is the server's, with its key and passphrase, ``client_certificate`` one of ours for upstreams;
+``authorities`` verify clients, ``server_authorities`` upstreams. ``public_keys`` are those of a token issuer.
 ``publication`` stands for a valid whole that could not be built or published."""
 
 
@@ -97,12 +108,17 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """The best state of each input. ``names`` and ``documents`` are the configuration's."""
+    """The best state of each input. ``names`` and ``documents`` are the configuration's.
+
+    ``client_certificates`` are by the path of the certificate.
+    """
 
     configuration: InputState[Loaded]
     server: InputState[OwnCertificate]
     authorities: InputState[tuple[x509.Certificate, ...]] | None
     crls: Mapping[Path, InputState[tuple[Crl, ...]]]
+    client_certificates: Mapping[Path, InputState[OwnCertificate]]
+    server_authorities: Mapping[Path, InputState[tuple[x509.Certificate, ...]]]
     secrets: Mapping[Path, InputState[str]]
     public_keys: Mapping[Path, InputState[PublicKeys]]
     locks: InputState[LockFile]
@@ -114,7 +130,13 @@ class States:
         """Equal for equal states."""
         found = [("configuration", self.configuration.digest), ("certificate", self.server.digest)]
         found.append(("authorities", "" if self.authorities is None else self.authorities.digest))
-        for states in (self.crls, self.secrets, self.public_keys):
+        for states in (
+            self.crls,
+            self.client_certificates,
+            self.server_authorities,
+            self.secrets,
+            self.public_keys,
+        ):
             found += [(str(path), state.digest) for path, state in states.items()]
         found.append(("locks", self.locks.digest))
         found += [(name, repr(entry.addresses)) for name, entry in self.names.items()]

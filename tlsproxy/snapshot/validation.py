@@ -8,7 +8,7 @@ the server certificate is broken at the same time. Pure, except for the trial ha
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -20,6 +20,7 @@ from tlsproxy.config.pieces import packed, unpacked
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.secrets import known_keys, repeated_keys, secret_files, secret_in
 from tlsproxy.config.tokens import key_file, key_sources, keys_in
+from tlsproxy.config.upstream_tls_checks import authority_files, client_pairs
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot.candidates import (
     Candidate,
@@ -28,6 +29,7 @@ from tlsproxy.snapshot.candidates import (
     SeriesOf,
     ServerPair,
     authorities_in,
+    client_certificate,
     series_among,
     without_early,
 )
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
     from tlsproxy.tls.trust import Trust
 
 T = TypeVar("T")
+
+PAIRS: Final = frozenset({"certificate", "client_certificate"})
+"""Kinds of inputs that are a certificate and a key, which are replaced one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +160,32 @@ class _Validator:
         authorities = self._constrained(self._authorities())
         server = self._server(authorities)
         crls, secrets = self._crls(authorities), self._secrets()
+        certificates, server_authorities = self._client_certificates(), self._server_authorities()
         public_keys, names = self._public_keys(), self._names()
         if server is None or (self._config.tls.ca_cert is not None and authorities is None):
+            return InputJudgement(None, self._faults)
+        if not (
+            certificates.keys() >= client_pairs(self._config).keys()
+            and server_authorities.keys() >= {*authority_files(self._config)}
+        ):
             return InputJudgement(None, self._faults)
         fetched, former = self._reading.documents, {} if self._former is None else self._former.documents
         sources = key_sources(self._config)
         documents = {one: fetched.get(one) or former[one] for one in sources if one in fetched or one in former}
         locks = self._reading.locks if self._former is None else self._former.locks
-        states = States(self._configuration, server, authorities, crls, secrets, public_keys, locks, names, documents)
+        states = States(
+            self._configuration,
+            server,
+            authorities,
+            crls,
+            certificates,
+            server_authorities,
+            secrets,
+            public_keys,
+            locks,
+            names,
+            documents,
+        )
         return InputJudgement(states, self._faults)
 
     # One input
@@ -210,7 +233,7 @@ class _Validator:
 
     def _report(self, subject: Input, error: TlsproxyError, read: str, *, kept: bool, settles: bool = False) -> None:
         """``settles``: a server pair that is being replaced may look like this for a moment."""
-        due = self._due(subject) if settles and subject.kind == "certificate" and self._reading.patient else 0.0
+        due = self._due(subject) if settles and subject.kind in PAIRS and self._reading.patient else 0.0
         unmatched = isinstance(error, MaterialError) and error.unmatched
         self._faults[subject] = Fault(str(error), error.kind, error.moment, read, self._now, kept, due, unmatched)
 
@@ -227,7 +250,9 @@ class _Validator:
             return None
         former = self._former.authorities if self._former is not None else None
         subject = Input("authorities", str(path))
-        return self._best(subject, [path], former, lambda data: authorities_in(path, data, former, self._now))
+        return self._best(
+            subject, [path], former, lambda data: authorities_in(path, data, former, self._now, "client certificates")
+        )
 
     def _constrained(self, authorities: Authorities) -> Authorities:
         """Apply `tls.ca_constraints`: a new one must name a CA of the file, else ConfigError is raised.
@@ -272,6 +297,36 @@ class _Validator:
         former = self._former.server if self._former is not None else None
         return self._best(
             Input("certificate", str(tls.cert)), paths, former, lambda data: pair.candidate(data, self._now)
+        )
+
+    def _client_certificates(self) -> dict[Path, InputState[OwnCertificate]]:
+        known = self._former.client_certificates if self._former is not None else {}
+        states = {}
+        for path, paths in client_pairs(self._config).items():
+            if (state := self._client_certificate(paths, known.get(path))) is not None:
+                states[path] = state
+        return states
+
+    def _client_certificate(
+        self, paths: Sequence[Path], former: InputState[OwnCertificate] | None
+    ) -> InputState[OwnCertificate] | None:
+        subject = Input("client_certificate", str(paths[0]))
+        return self._best(subject, paths, former, lambda data: client_certificate(paths, data, former, self._now))
+
+    def _server_authorities(self) -> dict[Path, InputState[tuple[x509.Certificate, ...]]]:
+        known = self._former.server_authorities if self._former is not None else {}
+        states = {}
+        for path in authority_files(self._config):
+            if (state := self._server_authority(path, known.get(path))) is not None:
+                states[path] = state
+        return states
+
+    def _server_authority(self, path: Path, former: Authorities) -> Authorities:
+        return self._best(
+            Input("server_authorities", str(path)),
+            [path],
+            former,
+            lambda data: authorities_in(path, data, former, self._now, "server certificates"),
         )
 
     def _crls(self, authorities: Authorities) -> dict[Path, InputState[tuple[Crl, ...]]]:

@@ -8,8 +8,6 @@ certificate or CA makes another one.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 MinVersion = Literal["1.2", "1.3"]
 H2: Final = "h2"
-_DIGEST: Final = 32
-"""Bytes of a SHA-256."""
 MISMATCHES: Final[Mapping[str, str]] = {
     "spiffe_mismatch": "the server's certificate has another SPIFFE ID than expected, or none",
     "pin_mismatch": "the server's public key is none of spki_sha256",
@@ -110,18 +106,20 @@ class ExpectedServer:
         return "" if not self.pins or spki_sha256(leaf) in self.pins else "pin_mismatch"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class ClientTls:
-    """One way to speak TLS with a server; another object is another way.
+    """One way to speak TLS with a server.
 
     ``server_name`` is sent to the server (SNI), and verified as far as ``expected`` has a name. ``alpn`` is offered,
-    and h2 must be agreed on.
+    and h2 must be agreed on. Equal ones have the same ``trust``: they take the same servers for the expected one, and
+    differ at most in our certificate.
     """
 
-    context: ssl.SSLContext = field(repr=False)
-    server_name: str
-    expected: ExpectedServer
-    alpn: str = ""
+    context: ssl.SSLContext = field(repr=False, compare=False)
+    server_name: str = field(compare=False)
+    expected: ExpectedServer = field(compare=False)
+    alpn: str = field(default="", compare=False)
+    trust: tuple[object, ...] = field(default=(), repr=False)
 
     def refusal(self, tls: ssl.SSLObject) -> ServerRefused | None:
         """Refusal of a finished handshake."""
@@ -134,7 +132,7 @@ class ClientTls:
         return None
 
 
-def client_tls(
+def client_tls(  # noqa: PLR0913 - the parts of a client's TLS, by name
     authorities: Sequence[x509.Certificate],
     *,
     server_name: str,
@@ -143,6 +141,7 @@ def client_tls(
     key_path: str = "",
     min_version: MinVersion = "1.2",
     alpn: str = "",
+    trust: tuple[object, ...] = (),
 ) -> ClientTls:
     """TLS with a server whose chain ends at one of ``authorities``; ``key_path`` is for errors.
 
@@ -161,11 +160,22 @@ def client_tls(
     context.load_verify_locations(cadata=b"".join(each.public_bytes(Encoding.DER) for each in authorities))
     judge_peers(context)
     if certificate is not None:
-        chain = b"".join(each.public_bytes(Encoding.PEM) for each in certificate.chain)
-        load_pair(context, key_path, chain, certificate.key_pem, certificate.passphrase)
+        _present(context, certificate, key_path)
     if alpn:
         context.set_alpn_protocols([alpn])
-    return ClientTls(context, expected.name or server_name.rstrip("."), expected, alpn)
+    return ClientTls(context, expected.name or server_name.rstrip("."), expected, alpn, trust)
+
+
+def try_certificate(certificate: OwnCertificate, key_path: str) -> None:
+    """Check that OpenSSL takes a client certificate. Raises MaterialError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_ciphers(CIPHERS)
+    _present(context, certificate, key_path)
+
+
+def _present(context: ssl.SSLContext, certificate: OwnCertificate, key_path: str) -> None:
+    chain = b"".join(each.public_bytes(Encoding.PEM) for each in certificate.chain)
+    load_pair(context, key_path, chain, certificate.key_pem, certificate.passphrase)
 
 
 def server_refused(error: ssl.SSLError) -> ServerRefused:
@@ -193,17 +203,6 @@ def spki_sha256(certificate: x509.Certificate) -> bytes:
     digest = hashes.Hash(hashes.SHA256())
     digest.update(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
     return digest.finalize()
-
-
-def pin_of(text: str) -> bytes:
-    """The digest of a pin: 64 hex digits, or base64 as curl and RFC 7469 write it. Raises ValueError."""
-    try:
-        pin = bytes.fromhex(text) if len(text) == 2 * _DIGEST else base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        pin = b""
-    if len(pin) != _DIGEST:
-        raise ValueError("the SHA-256 of a public key is expected, as 64 hex digits or in base64")
-    return pin
 
 
 def _uris(certificate: x509.Certificate) -> list[str]:

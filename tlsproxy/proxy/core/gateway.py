@@ -27,6 +27,7 @@ from tlsproxy.proxy.limits.limiter import Limiter
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.tls.client_context import ServerRefused
 
 Event = Literal["key_missing", "connect_failed", "impaired"]
 Notice = Callable[[Event], None]
@@ -63,6 +64,7 @@ class MetricsSink(Protocol):
     def accept_error(self) -> None: ...
     def upstream_connect(self, outcome: str) -> None: ...
     def upstream_retry(self) -> None: ...
+    def upstream_tls(self, reason: str) -> None: ...
 
 
 def moved(former: Generation, present: Generation, protocol: HttpProtocol) -> bool:
@@ -154,9 +156,11 @@ class Gateway:
         self.former: dict[ProtocolName, set[object]] = {"grpc": set(), "tcp": set()}
         self.probe: tuple[str, int] | None = None
 
-    def connect_failed(self, outcome: Literal["failed", "timeout"]) -> None:
+    def connect_failed(self, outcome: Literal["failed", "timeout"], error: Exception | None = None) -> None:
         """Counts a connection to the upstream that was not made; its name may have another address by now."""
         self.metrics.upstream_connect(outcome)
+        if isinstance(error, ServerRefused):
+            self.metrics.upstream_tls(error.reason)
         self.notice("connect_failed")
 
     def publish(self, generation: Generation) -> None:

@@ -12,11 +12,13 @@ from tlsproxy.errors import (
     UpstreamBroken,
     UpstreamKeyRefused,
     UpstreamTimeout,
+    UpstreamTlsFailed,
     UpstreamUnreachable,
 )
 
 UPSTREAM_FAILURES: Final = frozenset(
-    each.reason for each in (UpstreamUnreachable, UpstreamTimeout, UpstreamBroken, UpstreamKeyRefused)
+    each.reason
+    for each in (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamBroken, UpstreamKeyRefused)
 )
 WATCHED: Final = UPSTREAM_FAILURES | {AuditUnavailable.reason, OutOfDescriptors.reason}
 """Reasons that may be the beginning of a trouble."""

@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from tlsproxy.audit.line import Refusal
 from tlsproxy.authz.identity import Identity
-from tlsproxy.config.listeners import TCP, Listening
+from tlsproxy.config.listeners import ALPN, TCP, Listening
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.config.networks import listed
 from tlsproxy.proxy.core.authorization import Standing
@@ -33,7 +33,6 @@ from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.tls import ALERT_LINGER, TlsStream
 from tlsproxy.proxy.upstream.upstreams import Upstreams
-from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.tls.peer import Peer, client_of, peer_of, presented_by
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.misdirected import GRPC_ALONE

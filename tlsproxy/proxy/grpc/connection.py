@@ -189,6 +189,15 @@ class GrpcConnection:
         elif relay.upstream_moved:
             self.part()
 
+    def _renew(self) -> None:
+        """Leaves an upstream connection without calls that was made by a former certificate of ours."""
+        relay = self.relay
+        side = relay.upstream
+        if side is None or relay.calls or relay.former or not (relay.upstream_renewed and side.stands):
+            return
+        if self.state in _FOLLOWING:
+            self.part()
+
     def part(self) -> None:
         """Leaves the upstream connection, to the calls that are there."""
         former, side = None, self.relay.upstream
@@ -299,6 +308,7 @@ class GrpcConnection:
                 if error is not None:
                     call.refuse(error)
             self.relay.dialler.look(now)
+            self._renew()
             self.wait()
             self.settle()
 

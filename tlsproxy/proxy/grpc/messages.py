@@ -243,7 +243,10 @@ class RebuiltMessage:
         side = relay.upstream
         if side is None or not relay.upstream_moved:
             return not moved(asked_of, relay.gateway.generation, "rest")
-        return any(side.stream.address in node.api("grpc").addresses for node in asked_of.nodes)
+        return any(
+            side.stream.address in api.addresses and side.stream.tls == api.tls
+            for api in (node.api("grpc") for node in asked_of.nodes)
+        )
 
     def _check_asked(self) -> None:
         """Checks that the upstream that is asked would get the message. Raises :class:`UpstreamChanged`."""

@@ -178,9 +178,16 @@ class Relay(Generic[C]):
         """Whether its upstream connection leads where the upstream is no more, or to a drained node."""
         side = self.upstream
         return side is not None and not any(
-            side.stream.address in node.api("grpc").addresses
-            for node in self.gateway.generation.nodes
-            if not node.drained
+            side.stream.address in api.addresses and side.stream.tls == api.tls
+            for api in (node.api("grpc") for node in self.gateway.generation.nodes if not node.drained)
+        )
+
+    @property
+    def upstream_renewed(self) -> bool:
+        """Whether a new upstream connection would present another certificate of ours."""
+        side = self.upstream
+        return side is not None and not any(
+            side.stream.tls is node.api("grpc").tls for node in self.gateway.generation.nodes
         )
 
     @property

@@ -10,6 +10,7 @@ from tlsproxy.proxy.core.balancer import NodeState
 from tlsproxy.proxy.grpc.states import ConnectionState
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.transport.dial import Address
+from tlsproxy.tls.client_context import ClientTls
 from tlsproxy.wire.http2 import Code, Http2Error
 
 
@@ -45,6 +46,7 @@ class ClientStream(Protocol):
 
 class UpstreamStream(Protocol):
     address: Address
+    tls: ClientTls | None
 
     @property
     def stalled(self) -> bool: ...

@@ -23,9 +23,10 @@ from tlsproxy.proxy.grpc.call_timeouts import deadline_passed
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.settings import SettingsExchange
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.transport.dial import DialledStream, dial_failure
+from tlsproxy.proxy.transport.dial import dial, dial_failure
 from tlsproxy.qdrant.own_key import DENIED_CALLS, refuses_call
 from tlsproxy.snapshot.nodes import Node
+from tlsproxy.tls.client_context import ServerRefused
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, write
 from tlsproxy.wire.flow_control import overspent
@@ -95,8 +96,10 @@ class GrpcUpstream:
         self.established = self.stands = self.blocked = self.leaving = self._queued = False
         self._own_settings = True
         gateway = relay.gateway
-        addresses, bounds = node.api("grpc").addresses, gateway.bounds
-        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
+        upstream, bounds = node.api("grpc"), gateway.bounds
+        self.stream = dial(
+            gateway.loop, upstream.addresses, self, gateway.deadlines, bounds.upstream_write, upstream.tls
+        )
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def serve(self, relay: Relay[Call], settings: SettingsExchange) -> None:
@@ -201,8 +204,8 @@ class GrpcUpstream:
         if self.relay.upstream is not self:
             return  # it was left
         lost: RequestError = UpstreamBroken("The upstream closed the connection")
-        if not self.stream.established:
-            self.relay.gateway.connect_failed("failed")
+        if not self.stream.established or isinstance(error, ServerRefused):
+            self.relay.gateway.connect_failed("failed", error)
             lost = dial_failure(error)
         self.relay.session.upstream_lost(lost)
 

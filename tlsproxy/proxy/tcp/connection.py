@@ -11,7 +11,7 @@ once it is quiet, after ``limits.drain_timeout`` at the latest. One that is stil
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from tlsproxy.audit.line import EventResult, event_line
@@ -23,12 +23,15 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.transport.dial import Address, DialledStream
+from tlsproxy.proxy.transport.dial import DialledStream, dial
 from tlsproxy.proxy.transport.tls import TlsStream
+from tlsproxy.snapshot.nodes import Upstream
+from tlsproxy.tls.client_context import ServerRefused
 from tlsproxy.wire.proxy_protocol import Announcement
 
 LINGER: Final = 1.0
 UNREACHABLE: Final = "upstream_unreachable"
+UPSTREAM_TLS: Final = "upstream_tls"
 
 
 class TcpConnection:
@@ -54,7 +57,7 @@ class TcpConnection:
         self._announcement = announcement
         self._when_ended = when_ended
         self._upstream: DialledStream | None = None
-        self._addresses: Sequence[Address] = ()
+        self._dialled: Upstream | None = None
         self._former_since: float | None = None
         self._reason = ""
         self._open = False
@@ -119,10 +122,17 @@ class TcpConnection:
         self._refuse(reason, error)
 
     def _dial(self, gateway: Gateway) -> DialledStream:
-        self._addresses = addresses = gateway.generation.tunnels[self._entry.route].upstream.addresses
-        upstream = DialledStream(
-            gateway.loop, addresses, _UpstreamHandler(self), gateway.deadlines, self._limits.client_write
+        self._dialled = target = gateway.generation.tunnels[self._entry.route].upstream
+        upstream = dial(
+            gateway.loop,
+            target.addresses,
+            _UpstreamHandler(self),
+            gateway.deadlines,
+            self._limits.client_write,
+            target.tls,
         )
+        if self._announcement is not None:
+            upstream.prologue = self._announcement.header()
         upstream.when_ended = self._upstream_ended
         upstream.deadline = time.monotonic() + self._limits.connect_timeout
         return upstream
@@ -134,7 +144,7 @@ class TcpConnection:
     def _refuse(self, reason: str, error: str = "") -> None:
         self._reason = reason
         self._audit("tcp_open", "denied", error)
-        allowed, metrics = reason == UNREACHABLE, self._gateway.metrics
+        allowed, metrics = reason in {UNREACHABLE, UPSTREAM_TLS}, self._gateway.metrics
         metrics.tcp(self._entry.standing.principal.role, "failed" if allowed else "denied", reason)
         if not allowed:
             metrics.refused(self._entry.refusal(time.time(), "tcp", reason))
@@ -177,8 +187,6 @@ class TcpConnection:
         self._open = True
         self._audit("tcp_open", "ok")
         if self._upstream is not None:
-            if self._announcement is not None:
-                self._upstream.write(self._announcement.header())
             if self._early:
                 early, self._early = self._early, b""
                 self._upstream.write(early)
@@ -206,8 +214,11 @@ class TcpConnection:
             return  # another was dialled in its place
         self._upstream = None
         if not self._open:
+            refused = isinstance(error, ServerRefused)
+            if isinstance(error, ServerRefused):
+                self._gateway.metrics.upstream_tls(error.reason)
             self._gateway.notice("connect_failed")
-            self._refuse(UNREACHABLE, str(error or ""))
+            self._refuse(UPSTREAM_TLS if refused else UNREACHABLE, str(error or ""))
             return
         self._reason = self._reason or ("upstream_broken" if error is not None else "")
         self.stream.close(LINGER)
@@ -300,11 +311,11 @@ class TcpConnection:
 
     def _check_address(self, upstream: DialledStream) -> None:
         """Applies `upstream.on_change` where the upstream's address has changed."""
-        addresses = self._gateway.generation.tunnels[self._entry.route].upstream.addresses
+        present = self._gateway.generation.tunnels[self._entry.route].upstream
         if not self._open:
-            if addresses != self._addresses:
+            if present != self._dialled or present.tls is not upstream.tls:
                 self._dial_again(upstream)
-        elif upstream.address in addresses:
+        elif upstream.address in present.addresses and upstream.tls == present.tls:
             self._former_since = None
             self._gateway.former["tcp"].discard(self)
         else:

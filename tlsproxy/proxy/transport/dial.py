@@ -70,10 +70,11 @@ class DialHandler(StreamHandler, Protocol):
 class DialledStream(Stream):
     """Tries the addresses in their order; when none answers, ``connection_lost`` comes without ``connected``.
 
-    ``address``: the one that is being tried, or was reached.
+    ``address``: the one that is being tried, or was reached. ``tls``: None in plaintext. ``prologue``: bytes that are
+    sent before all else, and before TLS in plaintext, as a header of the PROXY protocol is.
     """
 
-    __slots__ = ("_addresses", "_dial_handler", "address")
+    __slots__ = ("_addresses", "_dial_handler", "address", "prologue", "tls")
 
     def __init__(
         self,
@@ -88,6 +89,8 @@ class DialledStream(Stream):
             raise Unresolved("its name does not resolve")
         self._addresses = list(addresses)
         self._dial_handler = handler
+        self.tls: ClientTls | None = None
+        self.prologue = b""
         self.address = self._addresses.pop(0)
         super().__init__(loop, self._socket(self.address[0]), handler, deadlines, lowest)
         self.established = self._connected = False
@@ -117,6 +120,8 @@ class DialledStream(Stream):
             self._try_next(OSError(error, os.strerror(error)))
             return
         self._connected = True
+        if self.prologue:
+            self._send(self.prologue)
         self._begin()
 
     def _begin(self) -> None:
@@ -169,7 +174,7 @@ class DialledTlsStream(DialledStream):
     (RFC 8446 §6.1), and thus an error.
     """
 
-    __slots__ = ("_answered", "_early", "_early_size", "_received", "_records", "_tls")
+    __slots__ = ("_answered", "_early", "_early_size", "_received", "_records", "_way")
 
     def __init__(
         self,
@@ -181,12 +186,13 @@ class DialledTlsStream(DialledStream):
         tls: ClientTls,
     ) -> None:
         """Raises OSError as in plaintext."""
-        self._tls = tls
+        self._way = tls
         self._records = Records(tls.context, tls.server_name)
         self._early: list[Content] = []
         self._early_size = self._received = 0
         self._answered = False
         super().__init__(loop, addresses, handler, deadlines, lowest)
+        self.tls = tls
 
     def _begin(self) -> None:
         self.resume_reading()
@@ -194,7 +200,7 @@ class DialledTlsStream(DialledStream):
 
     def _handshake(self) -> None:
         try:
-            shake_hands(self._records.tls, self._tls.expected.judge)
+            shake_hands(self._records.tls, self._way.expected.judge)
         except ssl.SSLWantReadError:
             self._flush()
             if self._received > MAX_HANDSHAKE:
@@ -204,7 +210,7 @@ class DialledTlsStream(DialledStream):
             self._flush()  # the alert
             self.abort(server_refused(error))
             return
-        if refusal := self._tls.refusal(self._records.tls):
+        if refusal := self._way.refusal(self._records.tls):
             self.abort(refusal)
             return
         self.established = True

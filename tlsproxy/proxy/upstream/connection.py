@@ -16,9 +16,10 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.limits.fair_shares import Account, Holder, Share
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.transport.dial import DialledStream, dial_failure
+from tlsproxy.proxy.transport.dial import dial, dial_failure
 from tlsproxy.proxy.upstream.denied_response import DeniedResponse
 from tlsproxy.qdrant.own_key import DENIED
+from tlsproxy.tls.client_context import ServerRefused
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_response
@@ -115,9 +116,9 @@ class UpstreamConnection:
         self._chunks: ChunkedBody | None = None
         self._denied: DeniedResponse | None = None
         self._to_head = self._awaited = self._paused = False
-        addresses, bounds = node.node.rest.addresses, gateway.bounds
+        upstream, bounds = node.node.rest, gateway.bounds
         self._asked, self._timeout = 0.0, bounds.response_timeout
-        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, self._lowest)
+        self.stream = dial(gateway.loop, upstream.addresses, self, gateway.deadlines, self._lowest, upstream.tls)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def begin(self, request: UpstreamRequest, data: bytes, *, to_head: bool, whole: bool, asked: float = 0.0) -> None:
@@ -327,8 +328,8 @@ class UpstreamConnection:
             self._keeper.lost(self)
 
     def _lose(self, request: UpstreamRequest, head: ResponseHead | None, error: Exception | None) -> None:
-        if not self.stream.established:
-            self._gateway.connect_failed("failed")
+        if not self.stream.established or isinstance(error, ServerRefused):
+            self._gateway.connect_failed("failed", error)
             self._tell_lost(request, dial_failure(error), stale=False)
         elif head is not None and head.length == UNTIL_CLOSE and error is None:
             if self._denied is None:

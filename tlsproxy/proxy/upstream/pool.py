@@ -176,7 +176,9 @@ class Pool:
         return True
 
     def review(self) -> None:
-        """Ends idle connections to a former upstream, or a drained node, after a publication."""
+        """Ends idle connections to a former upstream, or by a former certificate, or to a drained node, after a
+        publication.
+        """
         for upstream in [one for one in self._idle if one.node.node.drained or self._is_former(one)]:
             upstream.discard()
 
@@ -187,8 +189,9 @@ class Pool:
 
     @staticmethod
     def _is_former(upstream: UpstreamConnection) -> bool:
-        node = upstream.node
-        return node.gone or upstream.stream.address not in node.node.rest.addresses
+        node, stream = upstream.node, upstream.stream
+        present = node.node.rest
+        return node.gone or stream.address not in present.addresses or stream.tls is not present.tls
 
     def release(self, upstream: UpstreamConnection, *, keep: bool) -> None:
         """Takes back a connection after a whole response. ``keep``: reusable, if its upstream is still current."""

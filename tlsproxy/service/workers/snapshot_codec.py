@@ -17,17 +17,19 @@ import orjson
 from cryptography import x509
 
 from tlsproxy.config import loader
+from tlsproxy.config.endpoints import upstream_url
 from tlsproxy.config.loader import Loaded
 from tlsproxy.config.locks import read_lock_file
 from tlsproxy.config.model import Config, Tls
 from tlsproxy.config.pieces import unpacked
 from tlsproxy.config.tokens import key_sources
+from tlsproxy.config.upstream_tls_checks import client_pairs
 from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
 from tlsproxy.snapshot.name_resolution import Address, Resolved
 from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.snapshot.states import InputState, PublicKeys, States
 from tlsproxy.tls.crls import Crl, load_crls
-from tlsproxy.tls.owncert import OwnCertificate, load_certificate, passphrase_of
+from tlsproxy.tls.owncert import CLIENT, OwnCertificate, load_certificate, passphrase_of
 from tlsproxy.tls.trust import load_authorities
 
 T = TypeVar("T")
@@ -57,6 +59,8 @@ def encode(generation: Generation) -> EncodedGeneration:
         "server": [stored(states.server), states.server.value.warnings],
         "authorities": [] if states.authorities is None else stored(states.authorities),
         "crls": [[str(path), stored(state)] for path, state in states.crls.items()],
+        "client_certificates": [[str(path), stored(state)] for path, state in states.client_certificates.items()],
+        "server_authorities": [[str(path), stored(state)] for path, state in states.server_authorities.items()],
         "secrets": [[str(path), stored(state)] for path, state in states.secrets.items()],
         "public_keys": [[str(path), stored(state)] for path, state in states.public_keys.items()],
         "locks": stored(states.locks),
@@ -93,6 +97,9 @@ def decode(
         known = None if before is None else before.authorities
         authorities = pieces.state(head["authorities"], known, lambda data: _authorities(tls, data))
     revoked = {} if before is None else before.crls
+    certified = {} if before is None else before.client_certificates
+    trusted = {} if before is None else before.server_authorities
+    pairs = client_pairs(configuration.value.config)
     states = States(
         configuration=configuration,
         server=server,
@@ -100,6 +107,14 @@ def decode(
         crls={
             Path(path): pieces.state(sizes, revoked.get(Path(path)), partial(_crls, path))
             for path, sizes in head["crls"]
+        },
+        client_certificates={
+            Path(path): pieces.state(sizes, certified.get(Path(path)), partial(_client_certificate, pairs[Path(path)]))
+            for path, sizes in head["client_certificates"]
+        },
+        server_authorities={
+            Path(path): pieces.state(sizes, trusted.get(Path(path)), partial(_server_authorities, path))
+            for path, sizes in head["server_authorities"]
         },
         secrets={Path(path): pieces.state(sizes, None, _no_value) for path, sizes in head["secrets"]},
         public_keys={Path(path): pieces.state(sizes, None, _no_keys) for path, sizes in head["public_keys"]},
@@ -121,7 +136,7 @@ def decode(
         started=started,
         former=former,
         tunnels={
-            where: Tunnel(Upstream.of(Resolved(url, _addresses(addresses))), frozenset(allow), announced)
+            where: Tunnel(_lost_upstream(where, url, _addresses(addresses), former), frozenset(allow), announced)
             for where, url, addresses, allow, announced in head["tunnels"]
         },
         now=head["built_at"],
@@ -159,6 +174,25 @@ class _Pieces:
 def _server(tls: Tls, data: tuple[bytes, ...], warnings: tuple[str, ...]) -> OwnCertificate:
     passphrase = passphrase_of(str(tls.key_passphrase_file), data[2]) if len(data) > 2 else None  # noqa: PLR2004
     return replace(load_certificate((str(tls.cert), data[0]), (str(tls.key), data[1]), passphrase), warnings=warnings)
+
+
+def _client_certificate(paths: tuple[Path, ...], data: tuple[bytes, ...]) -> OwnCertificate:
+    cert, key, *secret = map(str, paths)
+    passphrase = passphrase_of(secret[0], data[2]) if secret else None
+    return load_certificate((cert, data[0]), (key, data[1]), passphrase, CLIENT)
+
+
+def _server_authorities(path: str, data: tuple[bytes, ...]) -> tuple[x509.Certificate, ...]:
+    return load_authorities(path, data[0])
+
+
+def _lost_upstream(where: str, url: str, addresses: tuple[Address, ...], former: Generation | None) -> Upstream:
+    """The upstream of a listener that the configuration may have lost. Then its TLS is known to a process that had it;
+    to another the upstream has no address, as it must not be spoken to in plaintext.
+    """
+    known = None if former is None else former.tunnels.get(where)
+    tls = None if known is None else known.upstream.tls
+    return Upstream.of(Resolved(url, () if upstream_url(url).tls and tls is None else addresses), tls)
 
 
 def _authorities(tls: Tls, data: tuple[bytes, ...]) -> tuple[x509.Certificate, ...]:

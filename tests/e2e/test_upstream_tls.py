@@ -1,0 +1,205 @@
+"""TLS to the upstream: REST, gRPC and mode tcp, with a client certificate that is renewed while requests run."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from cryptography import x509
+from support.gateway import DEADLINE, Gateway
+from support.grpc_channels import call, channel
+from support.grpc_upstream import GrpcUpstream
+from support.site import Site
+from support.tls_front import TlsFront
+from support.tls_server import server_context
+from support.upstream import QDRANT, ScriptedUpstream, plain
+
+from tlsproxy.tls.client_context import spki_sha256
+from tlsproxy.tls.pki import Authority
+
+LIST = "/qdrant.Collections/List"
+SPIFFE = "spiffe://example.org/qdrant"
+
+
+class Bench:
+    """A site whose upstreams are reached over TLS alone. ``authority`` issues both sides of it."""
+
+    def __init__(self, directory: Path, closing: ExitStack, workers: int) -> None:
+        self.site = Site(directory)
+        self.authority = Authority.create("upstream CA")
+        self.site.write("up-ca.pem", self.authority.certificate_pem)
+        self.serial = self.renew()
+        self.upstream = closing.enter_context(ScriptedUpstream(plain(QDRANT)))
+        self.grpc_upstream = closing.enter_context(GrpcUpstream())
+        self.rest = closing.enter_context(TlsFront(self.server(), self.upstream.bound_port))
+        self.grpc = closing.enter_context(TlsFront(self.server(alpn=("h2",)), self.grpc_upstream.port))
+        self.tcp = closing.enter_context(TlsFront(self.server(), self.upstream.bound_port))
+        self.tls = {"ca_cert": "up-ca.pem", "cert": "up.pem", "key": "up.key"}
+        listener = {"port": 0, "mode": "tcp", "upstream": f"127.0.0.1:{self.tcp.port}", "allow": ["admin"]}
+        self.config = self.site.write_config(
+            self.rest.url,
+            grpc=self.grpc.url,
+            upstream={"rest": self.rest.url, "grpc": self.grpc.url, "tls": self.tls},
+            listeners=[{**listener, "upstream_tls": {**self.tls, "min_version": "1.3"}}],
+            workers=workers,
+        )
+        self.gateway = closing.enter_context(Gateway(self.config))
+
+    def server(self, alpn: tuple[str, ...] = (), **names: Any) -> ssl.SSLContext:
+        issued = self.authority.issue(**{"ips": ["127.0.0.1"], "uris": [SPIFFE], "server": True, **names})
+        return server_context(self.site.directory, issued, self.authority, alpn)
+
+    def renew(self) -> int:
+        """Replaces the client certificate, first the one file and then the other."""
+        issued = self.authority.issue(common_name="gateway", client=True)
+        self.site.replace("up.pem", issued.chain_pem)
+        self.site.replace("up.key", issued.key_pem)
+        return issued.serial
+
+    def trust(self, **tls: Any) -> None:
+        """Edits `upstream.tls`, and waits until that is in force."""
+        upstream = {"rest": self.rest.url, "grpc": self.grpc.url, "tls": self.tls | tls}
+        self.site.edit_config(self.config, upstream=upstream)
+        self.reload()
+
+    def reload(self) -> None:
+        code, said = self.gateway.ask_admin("/reload", "POST")
+        assert code == 200, said
+
+    def ready(self) -> dict[str, Any]:
+        return dict(json.loads(self.gateway.ask_admin("/readyz")[1]))
+
+    def check(self, *options: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "tlsproxy", "check", "--config", str(self.config), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "workers"])
+def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    with ExitStack() as closing:
+        yield Bench(tmp_path_factory.mktemp("upstream-tls"), closing, request.param)
+
+
+def test_requests_calls_and_bytes_go_over_tls(bench: Bench) -> None:
+    client = bench.site.client()
+    with httpx.Client(verify=client) as http:
+        assert http.get(bench.gateway.url("/")).json()["title"].startswith("qdrant")
+    with channel(bench.gateway, bench.site) as opened:
+        assert call(opened, LIST).code is grpc.StatusCode.OK
+    with bench.gateway.connect(client, port=bench.gateway.ports["TCP"][0]) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    for front in (bench.rest, bench.grpc, bench.tcp):
+        front.wait(bench.serial)
+    assert bench.ready()["ready"]
+
+
+def test_a_renewed_client_certificate_loses_no_request(bench: Bench) -> None:
+    stop, failures, done = threading.Event(), [], []
+
+    def ask_rest() -> None:
+        with httpx.Client(verify=bench.site.client(), timeout=DEADLINE) as http:
+            while not stop.is_set():
+                response = http.get(bench.gateway.url("/collections"))
+                (done if response.status_code == 200 else failures).append(response.status_code)
+
+    def ask_grpc() -> None:
+        with channel(bench.gateway, bench.site) as opened:
+            while not stop.is_set():
+                answered = call(opened, LIST)
+                (done if answered.code is grpc.StatusCode.OK else failures).append(answered)
+
+    threads = [threading.Thread(target=ask) for ask in (ask_rest, ask_grpc, ask_rest)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            bench.serial = bench.renew()
+            bench.reload()
+            bench.rest.wait(bench.serial)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+    assert not failures
+    assert len(done) > 10
+    # The connections by the former certificate are gone where nothing runs on them.
+    with channel(bench.gateway, bench.site) as opened:
+        assert call(opened, LIST).code is grpc.StatusCode.OK
+    bench.grpc.wait(bench.serial)
+
+
+def test_half_a_pair_is_no_renewal(bench: Bench) -> None:
+    former = bench.site.directory.joinpath("up.key").read_bytes()
+    bench.site.replace("up.key", bench.authority.issue(client=True).key_pem)
+    bench.gateway.hang_up()
+    record = bench.gateway.reloaded("failed")
+    assert "up.key: does not belong to the first certificate of" in record["error"]
+    with httpx.Client(verify=bench.site.client()) as http:
+        assert http.get(bench.gateway.url("/collections")).status_code == 200
+    bench.site.replace("up.key", former)
+    bench.reload()
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "name_mismatch": {"server_name": "other.internal"},
+    "spiffe_mismatch": {"spiffe_id": f"{SPIFFE}/other"},
+    "pin_mismatch": {"spki_sha256": ["00" * 32]},
+    "unknown_ca": {"ca_cert": "ca.pem"},
+}
+
+
+def test_another_server_gets_no_request_and_operators_are_told_why(bench: Bench) -> None:
+    asked = len(bench.upstream.requests)
+    with httpx.Client(verify=bench.site.client()) as http:
+        for reason, tls in WRONG.items():
+            bench.trust(**tls)
+            response = http.get(bench.gateway.url("/collections"))
+            assert response.status_code == 502, reason
+            assert "securely" in response.text
+            assert bench.gateway.audited(status=502)["reason"] == "upstream_tls"
+            assert f"({reason})" in bench.ready()["parts"]["upstream_rest"], bench.ready()
+            assert (
+                f'tlsproxy_upstream_tls_failures_total{{reason="{reason}"}}' in bench.gateway.ask_admin("/metrics")[1]
+            )
+        code, said = bench.check("--connect")
+        assert code == 1
+        assert "error: upstream.rest" in said
+        assert "(unknown_ca)" in said
+        assert [one.line for one in bench.upstream.requests[asked:] if "/collections" in one.line] == []
+        bench.trust()
+        assert http.get(bench.gateway.url("/collections")).status_code == 200
+    code, said = bench.check("--connect")
+    assert code == 0, said
+    assert f"upstream.grpc {bench.grpc.url}: ok" in said
+
+
+def test_the_server_may_be_known_by_spiffe_id_or_key(bench: Bench) -> None:
+    with httpx.Client(verify=bench.site.client()) as http:
+        issued = bench.authority.issue(dns=["any.internal"], uris=[SPIFFE], server=True)
+        bench.rest.present(server_context(bench.site.directory, issued, bench.authority))
+        pin = spki_sha256(x509.load_pem_x509_certificate(issued.certificate_pem)).hex()
+        for known in ({"spiffe_id": SPIFFE}, {"spki_sha256": [pin]}, {"server_name": "any.internal"}):
+            bench.trust(**known)
+            assert http.get(bench.gateway.url("/collections")).status_code == 200
+        bench.rest.present(bench.server())
+        bench.trust()
+
+
+def test_lifetimes_of_both_are_reported(bench: Bench) -> None:
+    status = json.loads(bench.gateway.ask_admin("/status")[1])
+    kinds = {one["kind"]: one for one in status["lifetimes"]}
+    assert kinds["client"]["source"].endswith("up.pem")
+    assert kinds["server_ca"]["name"] == "CN=upstream CA"
+    assert 'kind="client"' in bench.gateway.ask_admin("/metrics")[1]
