@@ -30,9 +30,11 @@ def sources() -> dict[Path, str]:
     return {path.relative_to(ROOT): path.read_text() for path in (ROOT / "tlsproxy").rglob("*.py")}
 
 
-def calls() -> Iterator[ast.Call]:
-    for tree in trees().values():
-        yield from (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+@cache
+def nodes() -> dict[Path, list[ast.AST]]:
+    """Those of which anything is asked, by module."""
+    asked = (ast.Call, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.arguments, ast.Assign, ast.AnnAssign)
+    return {path: [node for node in ast.walk(tree) if isinstance(node, asked)] for path, tree in trees().items()}
 
 
 def called(call: ast.Call) -> str:
@@ -43,8 +45,8 @@ def called(call: ast.Call) -> str:
 def signatures() -> list[tuple[Path, str, int | None]]:
     """Functions and classes by package and name, with the place of a positional `reason` in a call."""
     found = []
-    for path, tree in trees().items():
-        for node in ast.walk(tree):
+    for path, asked in nodes().items():
+        for node in asked:
             inner = node.body if isinstance(node, ast.ClassDef) else [node]
             for function in inner:
                 if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -81,9 +83,9 @@ def literals(value: ast.expr | None) -> Iterator[str]:
 def given_as_a_reason() -> Iterator[ast.expr | None]:
     """By its name or at its place in a call, as a parameter's default, or as a class's."""
     everywhere = places_of_a_reason()
-    for path, tree in trees().items():
+    for path, asked in nodes().items():
         places = everywhere | places_of_a_reason(path.parent)
-        for node in ast.walk(tree):
+        for node in asked:
             match node:
                 case ast.Call():
                     yield from (keyword.value for keyword in node.keywords if keyword.arg == "reason")
