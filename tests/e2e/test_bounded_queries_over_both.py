@@ -16,6 +16,7 @@ from support.gateway import Gateway
 from support.grpc_channels import Answered, call, channel
 from support.grpc_upstream import GrpcUpstream, failing, replying
 from support.qdrant_clients import EmbeddedUpstream, qdrant, qdrant_by_grpc
+from support.raw_request import Client
 from support.site import Site
 
 Use = Callable[[QdrantClient], Any]
@@ -260,12 +261,12 @@ def test_refusals_are_the_same(clients: Clients, name: str) -> None:
     assert text in told
 
 
-def test_no_time_at_all_is_malformed(clients: Clients) -> None:
+def test_no_time_at_all_is_malformed(site: Site, gateway: Gateway, clients: Clients) -> None:
     """As Qdrant has it over REST, where a number of seconds is at least one."""
-    by_rest, by_grpc = clients["analyst"]
-    with pytest.raises(UnexpectedResponse) as refused:
-        query(limit=1, timeout=0)(by_rest)
-    assert refused.value.status_code == 400
+    _, by_grpc = clients["analyst"]
+    with Client(gateway, site.client("analyst")) as connection:  # the other client would not wait for the answer itself
+        refused = connection.ask("POST", "/collections/people/points/query?timeout=0", [], b'{"limit": 1}')
+    assert refused.status == 400
     with pytest.raises(grpc.RpcError) as malformed:
         query(limit=1, timeout=0)(by_grpc)
     assert Answered.by(malformed.value).code is grpc.StatusCode.INVALID_ARGUMENT

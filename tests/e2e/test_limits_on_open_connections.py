@@ -521,8 +521,8 @@ UPSTREAM: dict[str, Callable[[Edited], None]] = {
     one.__name__: one
     for one in (rest, grpc, api_key, max_connections, connect_timeout, response_timeout, route_affinity)
 } | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key, "on_change": rest, "resolve_interval": rest}
-NODES: Final = {"nodes", "check_interval", "affinity"}
-"""Of several nodes, which have tests of their own (tests/e2e/test_nodes.py)."""
+ELSEWHERE: Final = {"nodes", "check_interval", "affinity", "tls"}
+"""Several nodes, and TLS with Qdrant, have tests of their own (tests/e2e/test_nodes.py, test_upstream_tls.py)."""
 
 
 @pytest.mark.parametrize("name", [name for name, test in LIMITS.items() if name == test.__name__])
@@ -543,7 +543,7 @@ def test_the_largest_body(on: Edited) -> None:
 
 def test_no_other_is_there() -> None:
     assert LIMITS.keys() == LimitsConfig.model_fields.keys()
-    assert UPSTREAM.keys() | NODES == UpstreamConfig.model_fields.keys()
+    assert UPSTREAM.keys() | ELSEWHERE == UpstreamConfig.model_fields.keys()
     for model in (LimitsConfig, UpstreamConfig):
         for name, field in model.model_fields.items():
             assert ("open" in str(field.description) and "keeps" in str(field.description)) == (name in KEPT), name

@@ -27,6 +27,7 @@ from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import reloader
 from tlsproxy.service.lock_publisher import LockPublisher
 from tlsproxy.service.lock_trail import LockTrail
+from tlsproxy.service.node_trail import NodeTrail
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.workers.process import WorkerLost
@@ -73,7 +74,12 @@ class Bench:
             bundles=Bundles(made.config, made.environ),
             observer=Notifier(),
             faults={},
-            locks=LockPublisher(self, lock_watch, LockTrail(self.audit, metrics, lock_watch.path)),  # type: ignore[arg-type]
+            locks=LockPublisher(
+                self,
+                lock_watch,
+                LockTrail(self.audit, metrics, lock_watch.path),  # type: ignore[arg-type]
+                NodeTrail(self.audit),  # type: ignore[arg-type]
+            ),
         )
 
     async def consider(self, generation: Any) -> Consequences:
