@@ -91,7 +91,8 @@ async def ended(
     frozen = gc.get_freeze_count()
     with ExitStack() as stack:
         bound = [
-            Bound.of(stack.enter_context(closing(bind(where.endpoint, 0))).sock, where) for where in listening(generation.config)
+            Bound.of(stack.enter_context(closing(bind(where.endpoint, 0))).sock, where)
+            for where in listening(generation.config)
         ]
         serving = stack.enter_context(
             closing(

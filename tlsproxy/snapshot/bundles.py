@@ -20,7 +20,7 @@ from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.loader import bundle_settings
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot.config_files import KEY_LIMIT
-from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument, read_file, read_inputs
+from tlsproxy.snapshot.files import read_file, read_inputs, read_main_file
 from tlsproxy.snapshot.generation import propose
 from tlsproxy.snapshot.jwks import JITTER, RETRY, fetch_changed
 from tlsproxy.snapshot.validation import InputReading
@@ -64,8 +64,8 @@ class Bundles:
         Raises MaterialError without any bundle, where a retry may succeed, and without a key.
         """
         try:
-            data = await in_thread(read_argument, self._config_path, CONFIG_LIMIT)
-        except MaterialError:
+            data = await in_thread(read_main_file, self._config_path)
+        except TlsproxyError:
             return ""  # reported by the reading of all inputs
         settings = bundle_settings(data, self._config_path, self._environ)
         if settings is None:

@@ -211,6 +211,11 @@ def read_configuration(config_path: Path, environ: Mapping[str, str]) -> Loaded:
     return loader.parse(files.main, config_path, environ, files.pieces)
 
 
+def read_main_file(config_path: Path) -> bytes:
+    """The configuration's main file, with the deadline of a start. Raises MaterialError or Unanswered."""
+    return _Access(Tls.model_fields["read_timeout"].default).main_file(config_path)
+
+
 def read_config_files(config_path: Path, environ: Mapping[str, str]) -> ConfigFiles:
     """All files of the configuration, for a command. Raises ConfigError or MaterialError."""
     access = _Access(Tls.model_fields["read_timeout"].default)
