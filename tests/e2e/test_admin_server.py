@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from typing import Any
 
 from support.gateway import Gateway
 from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
+from tlsproxy.wire import http2
 
 
 def asked(gateway: Gateway, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
@@ -97,3 +100,16 @@ def test_reload_on_demand(own_site: Site, upstream: ScriptedUpstream) -> None:
             client.send(GET)
             assert client.response().status == 200, "the set that was good stays"
         assert asked(gateway, "/status")[1]["generation"]["digest"] == digest
+
+
+def test_a_stray_client_is_no_error_of_ours(gateway: Gateway) -> None:
+    """Bytes that are no HTTP/1.1, such as a gRPC probe's of a port that was another program's, are no ERROR in the log,
+    which the fixture would not let pass.
+    """
+    host, _, port = gateway.admin.rpartition(":")
+    with socket.create_connection((host, int(port)), 20) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" + http2.PREFACE + http2.settings({}))
+        received = b""
+        while piece := sock.recv(65536):
+            received += piece
+    assert b" 400 Bad Request" in received

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tlsproxy.admin import page
 from tlsproxy.admin.socket import listening_socket
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tlsproxy.admin.socket import AdminSocket
 
 _log = logging.getLogger(__name__)
+_http_log = logging.getLogger(f"{__name__}.http")
 
 RELOAD_DEADLINE: Final = 60.0
 """Seconds that a client waits for a reload's result; the reload itself goes on."""
@@ -34,6 +36,11 @@ _SHUTDOWN: Final = 2.0
 _KEEP_ALIVE: Final = 15.0
 _RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "partial": 409, "held": 409, "failed": 409}
 """409: some files are not in force. 500: there is no such result."""
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether an error is the server's, and not a stray client's that speaks no HTTP/1.1, e.g. a probe of gRPC."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
 
 
 class AdminState(Protocol):
@@ -84,8 +91,14 @@ class AdminServer:
         app.router.add_post("/reload", self._reload)
         app.router.add_post("/connections/{number:[0-9]{1,18}}/cut", self._cut)
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN, keepalive_timeout=_KEEP_ALIVE
+            app,
+            logger=_http_log,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=_SHUTDOWN,
+            keepalive_timeout=_KEEP_ALIVE,
         )
+        _http_log.addFilter(_is_ours)
         await self._runner.setup()
         await web.SockSite(self._runner, self._socket.socket).start()
         return self._socket.address
