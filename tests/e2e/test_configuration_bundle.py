@@ -67,7 +67,7 @@ def status_of(gateway: Gateway) -> dict[str, object]:
 
 
 def asked(gateway: Gateway) -> str:
-    """What a reload says of the bundle."""
+    """The errors and warnings after a reload: of its result, and of the bundle."""
     _, body = gateway.ask_admin("/reload", "POST")
     result = json.loads(body)
     return "\n".join([result["error"], *result["warnings"], str(status_of(gateway)["error"])])

@@ -25,7 +25,7 @@ from tlsproxy.cli import main
 SEARCH = "/qdrant.Points/Search"
 CLIENTS = 1
 ELSEWHERE = "127.0.0.2"
-"""Where nothing else takes the port of a node that is dead."""
+"""Address of dead nodes: nothing else takes their ports here."""
 
 
 class Nodes:

@@ -26,7 +26,7 @@ FACTS = Facts((1, 20), frozenset(), frozenset())
 
 LONG = STEP + STEP // 4
 MOST_CALLS: Final = 6 * STEP
-"""Of functions, in a step of units of about a microsecond."""
+"""Calls of functions in one step, whose units are about a microsecond."""
 VECTOR = [0.5]
 PAIR = {"positive": VECTOR, "negative": VECTOR}
 FIELD = {"key": "a", "match": {"value": 1}}

@@ -34,7 +34,7 @@ def outcome(data: bytes) -> Header | str | None:
 
 
 def told(data: bytes) -> tuple[str, bool]:
-    """Of a header that is read: the address, and whether it is the balancer's own connection."""
+    """The address in a header, and whether it is the balancer's own connection."""
     header = read(data + HELLO)
     assert header is not None
     assert header.size == len(data)

@@ -27,7 +27,7 @@ Members = Mapping[str, Check]
 MEMBERS: Final = 10
 """Units of work of the members of an object."""
 KEY: Final = 5
-"""Of a payload key."""
+"""Cost of a payload key, in units of work."""
 
 _ALIASES: Final = {"top": "limit", "with_vectors": "with_vector"}
 

@@ -359,7 +359,7 @@ class Reloader:
             "connections": consequences["cut"]["count"],
             **(reload_trail.certificate_fields(old, serves) if renewed else {}),
         }
-        # What would be cut is counted anew each time, and no news.
+        # The number of connections to cut is counted anew each time: it is no news.
         same_faults = _faults_of_inputs(self._reported) == _faults_of_inputs(self._reportable)
         already_reported = trigger in _INTERNAL and self.last.result == "held" and not renewed and same_faults
         return self._report_kept(

@@ -101,11 +101,11 @@ class Coordinator:
         self._leases.invalid()
         metrics.sharing(up=False, gateways=self._number)
 
-    # What the service asks
+    # Answers to the service
 
     @property
     def part(self) -> Part:
-        """Of readiness: degraded while the store is away."""
+        """The part of readiness: degraded while the store is away."""
         if self._trouble and self._asked:
             text = f"{self._store.address}: {self._trouble}"
             return degraded(f"{text}; each limit is kept by this gateway alone, divided by {self._number}")
