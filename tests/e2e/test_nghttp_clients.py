@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from qdrant_client.grpc import UpsertPoints
+from support.forwarding import Forwarding
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, replying
 from support.h2_raw_client import SEARCH, message
 from support.operator_tools import tool
 from support.site import Site
-from support.tls_forward import TlsForward
 
 UPSERT = "/qdrant.Points/Upsert"
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
@@ -90,7 +90,7 @@ def test_h2load(
     content = UpsertPoints(collection_name=collection).SerializeToString()
     context = site.client(client)
     context.set_alpn_protocols(["h2"])
-    with TlsForward(context, grpc_gateway.grpc_port) as forward:
+    with Forwarding(grpc_gateway.grpc_port, far=context) as forward:
         command = [tool("h2load"), f"--requests={MANY}", "--clients=10", "--max-concurrent-streams=20", *GRPC]
         command += ["-H", ":scheme: https", f"--data={body_file(tmp_path, content)}"]
         done = subprocess.run(

@@ -1,10 +1,11 @@
-"""A plaintext port whose connections reach a gateway over mutual TLS: for programs that have no client certificate."""
+"""A port on loopback that leads to another server, with TLS on either side: for programs and servers without it."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -12,19 +13,33 @@ from typing import Self
 from support.gateway import DEADLINE
 
 
-class TlsForward:
-    """``port`` is that of the plaintext end, on loopback. ``context`` has the certificate, and the ALPN, of all."""
+class Forwarding:
+    """``port`` leads to ``target``, in a thread with a loop of its own.
 
-    def __init__(self, context: ssl.SSLContext, target: int) -> None:
-        self._context = context
+    ``near`` is the TLS context towards clients, ``far`` the one towards the target; None for plaintext. ``accepted`` is
+    called with each connection's client, in that thread.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        *,
+        near: ssl.SSLContext | None = None,
+        far: ssl.SSLContext | None = None,
+        accepted: Callable[[asyncio.StreamWriter], None] = lambda _client: None,
+    ) -> None:
         self._target = target
+        self._near = near
+        self._far = far
+        self._accepted = accepted
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._running: set[asyncio.Task[None]] = set()
+        self.port = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(DEADLINE)
+        self.listen(self._near)
         return self
 
     def __exit__(
@@ -35,9 +50,15 @@ class TlsForward:
         self._thread.join(DEADLINE)
         self._loop.close()
 
-    async def _start(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
+    def listen(self, near: ssl.SSLContext | None) -> None:
+        """Takes new connections by this context from now on, at the same port."""
+        asyncio.run_coroutine_threadsafe(self._start(near), self._loop).result(DEADLINE)
+
+    async def _start(self, near: ssl.SSLContext | None) -> None:
+        if self.port:
+            self._server.close()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=near)
+        self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def _stop(self) -> None:
         self._server.close()
@@ -50,9 +71,15 @@ class TlsForward:
         assert task is not None
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        far_reader, far_writer = await asyncio.open_connection(
-            "127.0.0.1", self._target, ssl=self._context, server_hostname="localhost"
-        )
+        self._accepted(writer)
+        name = None if self._far is None else "localhost"
+        try:
+            far_reader, far_writer = await asyncio.open_connection(
+                "127.0.0.1", self._target, ssl=self._far, server_hostname=name
+            )
+        except OSError:  # the target is gone
+            writer.close()
+            return
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(_pump(reader, far_writer))
