@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 import pytest
@@ -88,6 +88,9 @@ class Node:
         assert self.serves["rest"].wait(DEADLINE)
 
 
+C = TypeVar("C", ssl.SSLSocket, grpc.Channel)
+
+
 class Callers:
     """Clients of the balancers. ``asked`` has the marks of their requests, each of which is to have one audit line."""
 
@@ -130,57 +133,60 @@ class Callers:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return context.wrap_socket(sock, server_hostname="localhost")
 
+    def _client(
+        self, stack: ExitStack, connect: Callable[[int], C], exchange: Callable[[C], tuple[str, bool]]
+    ) -> Callable[[], str]:
+        """A client that connects anew after :data:`KEPT` requests, for replaced files, and where ``exchange`` says so.
+
+        ``connect`` is given the client's number.
+        """
+        held: list[C] = []
+        number = self._number()
+        stack.callback(lambda: [connection.close() for connection in held])
+        used = 0
+
+        def ask() -> str:
+            nonlocal used
+            time.sleep(PACE)
+            if held and (used == KEPT or self.turns[number] != self.turn):
+                held.pop().close()
+            if not held:
+                held.append(connect(number))
+                used = 0
+            used += 1
+            outcome, closing = exchange(held[0])
+            if closing:
+                held.pop().close()
+            return outcome
+
+        return ask
+
     def rest_client(
         self, stack: ExitStack, source: str, port: int, operation: tuple[str, str, bytes], client: str
     ) -> Callable[[], str]:
         method, target, body = operation
-        held: list[ssl.SSLSocket] = []
-        number = self._number()
-        stack.callback(lambda: [sock.close() for sock in held])
-        used = 0
 
-        def ask() -> str:
-            nonlocal used
-            time.sleep(PACE)
-            if held and (used == KEPT or self.turns[number] != self.turn):
-                held.pop().close()
-            if not held:
-                held.append(self._connected(number, source, port, client))
-                used = 0
-            (sock,) = held
-            mark = self._marked(client)
-            sock.sendall(request(method, target, [(MARK, mark)], body))
+        def exchange(sock: ssl.SSLSocket) -> tuple[str, bool]:
+            sock.sendall(request(method, target, [(MARK, self._marked(client))], body))
             response = read_response(sock, method)
-            used += 1
-            if response.closing:
-                held.pop().close()
-            return f"{'metered ' * (client == 'metered')}{method} {response.status}"
+            return f"{'metered ' * (client == 'metered')}{method} {response.status}", response.closing
 
-        return ask
+        return self._client(stack, lambda number: self._connected(number, source, port, client), exchange)
 
     def grpc_client(self, stack: ExitStack, port: int, operation: tuple[str, bytes], client: str) -> Callable[[], str]:
         method, message = operation
-        held: list[grpc.Channel] = []
-        number = self._number()
-        stack.callback(lambda: [channel.close() for channel in held])
-        used = 0
 
-        def ask() -> str:
-            nonlocal used
-            time.sleep(PACE)
-            if held and (used == KEPT or self.turns[number] != self.turn):
-                held.pop().close()
-            if not held:
-                options = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
-                with self._renewed(number):
-                    credentials = grpc.ssl_channel_credentials(**certificates(self.site, client))
-                held.append(grpc.secure_channel(f"localhost:{port}", credentials, options))
-                used = 0
-            used += 1
-            answered = call(held[0], method, message, (MARK, self._marked(client)), wait_for_ready=True)
-            return f"{method} {answered.code.name}"
+        def connect(number: int) -> grpc.Channel:
+            options = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
+            with self._renewed(number):
+                credentials = grpc.ssl_channel_credentials(**certificates(self.site, client))
+            return grpc.secure_channel(f"localhost:{port}", credentials, options)
 
-        return ask
+        def exchange(channel: grpc.Channel) -> tuple[str, bool]:
+            answered = call(channel, method, message, (MARK, self._marked(client)), wait_for_ready=True)
+            return f"{method} {answered.code.name}", False
+
+        return self._client(stack, connect, exchange)
 
 
 class Stage:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tlsproxy.audit.line import event_line
 from tlsproxy.config.locks import LockFile
 from tlsproxy.proxy.core.balancer import FAILURES, Balancer, NodeState
+from tlsproxy.service.lock_trail import AuditWriter
 from tlsproxy.snapshot.nodes import Node
 from tlsproxy.text import printable
 
 _log = logging.getLogger(__name__)
 
 _BAD: Final = {"down": "fails its checks", "ejected": "is left out for a while: requests failed there"}
-
-
-class AuditWriter(Protocol):
-    def write(self, line: str) -> None: ...
 
 
 class NodeTrail:
