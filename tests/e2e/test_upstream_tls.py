@@ -15,10 +15,12 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+import yaml
 from cryptography import x509
 from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcUpstream
+from support.h2_upstream import H2Upstream
 from support.site import Site
 from support.tls_front import TlsFront
 from support.tls_server import server_context
@@ -68,8 +70,11 @@ class Bench:
 
     def trust(self, **tls: Any) -> None:
         """Edits `upstream.tls`, and waits until that is in force."""
-        upstream = {"rest": self.rest.url, "grpc": self.grpc.url, "tls": self.tls | tls}
-        self.site.edit_config(self.config, upstream=upstream)
+        self.use(rest=self.rest.url, grpc=self.grpc.url, tls=self.tls | tls)
+
+    def use(self, **upstream: Any) -> None:
+        config = yaml.safe_load(self.config.read_text())
+        self.site.replace(self.config.name, yaml.dump(config | {"upstream": {"tls": self.tls} | upstream}).encode())
         self.reload()
 
     def reload(self) -> None:
@@ -103,6 +108,27 @@ def test_requests_calls_and_bytes_go_over_tls(bench: Bench) -> None:
     for front in (bench.rest, bench.grpc, bench.tcp):
         front.wait(bench.serial)
     assert bench.ready()["ready"]
+
+
+def test_a_call_names_the_scheme_of_its_node(bench: Bench) -> None:
+    """Whichever node stands first, and also where there is one alone."""
+    with H2Upstream() as clear, H2Upstream() as secret:
+        with TlsFront(bench.server(alpn=("h2",)), secret.bound_port) as front:
+            nodes = [
+                {"name": name, "rest": bench.rest.url, "grpc": url}
+                for name, url in (("clear", clear.url), ("secret", front.url))
+            ]
+            for several in (nodes, nodes[::-1], nodes[1:]):
+                bench.use(nodes=several, check_interval=0)
+                for _ in several:
+                    with channel(bench.gateway, bench.site) as opened:
+                        assert call(opened, LIST).code is grpc.StatusCode.OK
+        for upstream, scheme, authority in ((clear, "http", clear.url), (secret, "https", front.url)):
+            said = {
+                tuple(dict(stream.fields)[name] for name in (":scheme", ":authority")) for stream in upstream.streams
+            }
+            assert said == {(scheme, authority.partition("//")[2])}
+    bench.trust()
 
 
 def test_a_renewed_client_certificate_loses_no_request(bench: Bench) -> None:

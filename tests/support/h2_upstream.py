@@ -79,8 +79,12 @@ class H2Upstream:
             thread.join(DEADLINE)
 
     @property
+    def bound_port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"http://127.0.0.1:{self.bound_port}"
 
     def wait(self, matches: Callable[[Seen], bool]) -> Seen:
         """The first stream that is so, as soon as there is one."""

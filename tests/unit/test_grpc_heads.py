@@ -21,6 +21,7 @@ from tlsproxy.wire.grpc import (
     NotGrpc,
     deadline_apart,
     message,
+    origin,
     parse_call,
     refusal_over_http,
     restate_call,
@@ -347,7 +348,7 @@ def test_how_many_fields() -> None:
 
 
 def restated(head: Fields, key: bytes | None = b"upstr3am-key") -> Fields:
-    return restate_call(parse_call(head), upstream_host=b"127.0.0.1:6334", upstream_key=key)
+    return restate_call(parse_call(head), upstream=origin(b"127.0.0.1:6334", tls=False), upstream_key=key)
 
 
 def test_what_is_stated_anew() -> None:
@@ -355,8 +356,8 @@ def test_what_is_stated_anew() -> None:
     assert restated((*GOOD, (b"host", b"localhost:6334"), (b"content-length", b"7"), *kept)) == (
         (b":method", b"POST"),
         (b":scheme", b"http"),
-        (b":path", PATH),
         (b":authority", b"127.0.0.1:6334"),
+        (b":path", PATH),
         (b"te", b"trailers"),
         (b"content-type", b"application/grpc"),
         *kept,

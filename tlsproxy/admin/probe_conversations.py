@@ -18,6 +18,7 @@ from tlsproxy.tls.client_context import ClientTls, ServerRefused, server_refused
 from tlsproxy.tls.verification import shake_hands
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, write
+from tlsproxy.wire.grpc import origin
 from tlsproxy.wire.http1 import END
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_response
 from tlsproxy.wire.http2 import ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADER, HEADERS, Kind, Setting
@@ -43,6 +44,10 @@ class ProbeSocket:
         self._records: Records | None = None
         self._loop = asyncio.get_running_loop()
         self.heard = b""
+
+    @property
+    def encrypted(self) -> bool:
+        return self._records is not None
 
     async def shake_hands(self, tls: ClientTls) -> None:
         """Speak TLS from now on. Raises OSError, of which ServerRefused has a reason."""
@@ -162,7 +167,7 @@ class GrpcConversation:
 
     def __init__(self, sock: ProbeSocket, host: str, key: str | None) -> None:
         self._own: Fields = () if key is None else ((b"api-key", key.encode()),)
-        self._host = host.encode()
+        self._origin = origin(host.encode(), tls=sock.encrypted)
         self.socket = sock
         self._frames = http2.Frames()
         self._reader: FieldReader[Fields] = FieldReader(LARGEST, lambda fields: fields, table=False)
@@ -201,9 +206,8 @@ class GrpcConversation:
             begin = http2.PREFACE + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0})
         fields = (
             (b":method", b"POST"),
-            (b":scheme", b"http"),
+            *self._origin,
             (b":path", method),
-            (b":authority", self._host),
             (b"content-type", b"application/grpc"),
             (b"user-agent", AGENT),
             (b"te", b"trailers"),

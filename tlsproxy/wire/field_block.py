@@ -25,6 +25,7 @@ _NO_TABLE: Final = b"\x20"
 _INDEXED: Final = {
     (b":method", b"POST"): 3,
     (b":scheme", b"http"): 6,
+    (b":scheme", b"https"): 7,
     (b":status", b"200"): 8,
 }
 _NAMES: Final = {

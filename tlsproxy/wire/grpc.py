@@ -204,16 +204,20 @@ def _is_path(path: bytes, method: bytes) -> bool:
     return _PATH.fullmatch(path) is not None or (path == b"*" and method == b"OPTIONS")
 
 
-def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | None, more: Fields = ()) -> Fields:
+def origin(authority: bytes, *, tls: bool) -> Fields:
+    """The fields that name an upstream (RFC 9113 §8.3.1)."""
+    return (b":scheme", b"https" if tls else b"http"), (b":authority", authority)
+
+
+def restate_call(head: CallHead, *, upstream: Fields, upstream_key: bytes | None, more: Fields = ()) -> Fields:
     """The fields as they go upstream, short of the connection's own; what carries identity or credentials is gone.
 
-    ``more`` are fields of the gateway's.
+    ``upstream`` is its :func:`origin`, ``more`` are fields of the gateway's.
     """
     fields = [
         (b":method", b"POST"),
-        (b":scheme", b"http"),
+        *upstream,
         (b":path", head.path.encode()),
-        (b":authority", upstream_host),
         (b"te", b"trailers"),
         (b"content-type", (head.value(b"content-type") or "").encode("latin-1")),
     ]

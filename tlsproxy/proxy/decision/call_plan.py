@@ -32,10 +32,11 @@ from tlsproxy.qdrant.rest_decision import BEYOND_POLICY, UNKNOWN_OPERATION, UNRE
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.wire.field_block import Fields, literals, write
-from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
+from tlsproxy.wire.grpc import CallHead, NotGrpc, origin, parse_call, restate_call
 
 if TYPE_CHECKING:
     from tlsproxy.snapshot.generation import Generation
+    from tlsproxy.snapshot.nodes import Upstream
 
 MEMO_PLANS: Final = 2048
 MEMO_REFUSALS: Final = 512
@@ -168,13 +169,17 @@ class CallPlan:
         return replace(self, asked=asked, expires=present.expires, block=present.block or self.block)
 
 
-def authority_block(host: bytes) -> bytes:
-    """`:authority` as it stands in a plan's block."""
-    return literals(((b":authority", host),))
+def origin_of(upstream: Upstream) -> Fields:
+    return origin(upstream.authority, tls=upstream.tls is not None)
+
+
+def origin_block(upstream: Upstream) -> bytes:
+    """`:scheme` and `:authority` as they stand in a plan's block."""
+    return literals(origin_of(upstream))
 
 
 class CallPlans:
-    """The plans of one generation. ``authority`` is in their blocks: that of the first node."""
+    """The plans of one generation. ``origin`` is in their blocks: that of the first node."""
 
     def __init__(self, generation: Generation, quotas: Quotas, affinity_key: bytes | None = None) -> None:
         """``affinity_key``: that of :func:`own_affinity`; None for none."""
@@ -186,8 +191,9 @@ class CallPlans:
         self._audit_probes = config.audit.probes
         self._max_fields = config.limits.max_headers
         self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
-        self._upstream_host = grpc.authority if (grpc := generation.nodes[0].grpc) is not None else b""
-        self.authority = authority_block(self._upstream_host)
+        grpc = generation.nodes[0].grpc
+        self._upstream = () if grpc is None else origin_of(grpc)
+        self.origin = literals(self._upstream)
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, Fields], CallPlan](MEMO_PLANS)
@@ -302,7 +308,7 @@ class CallPlans:
             affinity = own or clients_affinity(head)
             restated = restate_call(
                 sent,
-                upstream_host=self._upstream_host,
+                upstream=self._upstream,
                 upstream_key=self._upstream_key,
                 more=((HEADER, own),) if own else (),
             )

@@ -18,7 +18,7 @@ from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway, moved
 from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.refusals import record_refusal
-from tlsproxy.proxy.decision.call_plan import authority_block
+from tlsproxy.proxy.decision.call_plan import origin_block
 from tlsproxy.proxy.grpc import withdrawal
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.call_timeouts import overdue
@@ -123,8 +123,9 @@ class GrpcConnection:
     def dial(self, node: NodeState) -> None:
         """There is a call for this node of the upstream. Raises OSError."""
         self.relay.upstream = GrpcUpstream(self.relay, self.settings, node.node)
-        if self.gateway.balancer.several:
-            self.relay.authority = authority_block(node.node.api("grpc").authority)
+        several = self.gateway.balancer.several
+        if several or self.relay.origin:
+            self.relay.origin = origin_block(node.node.api("grpc")) if several else b""
             self.client.streams.restate()
 
     # The stream

@@ -45,7 +45,7 @@ class Relay(Generic[C]):
     ``last_stream`` is the client's latest.
 
     ``measured``: the client may know other windows of streams than the upstream's, which has changed; DATA is measured.
-    ``authority``: that of the upstream connection's node as it stands in a field block; empty with a single node.
+    ``origin``: that of the upstream connection's node as it stands in a field block; empty with a single node.
     ``former``: its calls are at a former upstream (:mod:`tlsproxy.proxy.grpc.draining_upstream`).
     """
 
@@ -53,7 +53,6 @@ class Relay(Generic[C]):
         "_owed_client",
         "_owed_upstream",
         "_remote",
-        "authority",
         "budgets",
         "calls",
         "deferred",
@@ -66,6 +65,7 @@ class Relay(Generic[C]):
         "last_stream",
         "limits",
         "measured",
+        "origin",
         "pending_size",
         "restates",
         "session",
@@ -96,7 +96,7 @@ class Relay(Generic[C]):
         self.budgets = Budgets(self.limits.streams_per_second)
         self.restates = self.measured = self.former = False
         self.upstream: UpstreamSide | None = None
-        self.authority = b""
+        self.origin = b""
         self.entry = entry
         self._remote = entry.remote
         self._owed_client = self._owed_upstream = 0

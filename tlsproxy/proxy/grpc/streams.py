@@ -107,10 +107,10 @@ class ClientStreams:
 
     def _opening(self, call: Call, flags: int) -> bytes:
         """The frames that tell the upstream of it."""
-        record, authority = call.record, self._relay.authority
+        record, origin = call.record, self._relay.origin
         block = record.plan.block
-        if authority:
-            block = block.replace(self._relay.gateway.calls.authority, authority, 1)
+        if origin:
+            block = block.replace(self._relay.gateway.calls.origin, origin, 1)
         block += call.deadline + call.id_block + upstream_block(record.tracing) + self._tail
         opening = http2.headers(call.stream, block, flags)
         return opening if call.reduction is None else opening + call.reduction.room
