@@ -31,7 +31,7 @@ from tlsproxy.service.node_trail import NodeTrail
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.workers.process import WorkerLost
-from tlsproxy.snapshot import files, watch
+from tlsproxy.snapshot import files, reading, watch
 from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
@@ -286,7 +286,7 @@ def test_a_file_that_is_being_written_stays_as_the_reload_before_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll: str
 ) -> None:
     """The last poll began before that reload; else what was taken away would be back."""
-    made, read, busy = site(tmp_path), files._read, tmp_path / "server.pem"
+    made, read, busy = site(tmp_path), reading.read, tmp_path / "server.pem"
     polled, go_on = threading.Event(), threading.Event()
 
     def late(*arguments: Any, **named: Any) -> Any:
@@ -315,7 +315,7 @@ def test_a_file_that_is_being_written_stays_as_the_reload_before_read_it(
         go_on.set()
         await polling
         assert (await reloading).result == "ok"
-        monkeypatch.setattr(files, "_read", disturbed)
+        monkeypatch.setattr(reading, "read", disturbed)
         assert (await bench.reloader.reload("sighup")).result == "unchanged"
         assert bench.generation.material.leaf.serial == serial
 

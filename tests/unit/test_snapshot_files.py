@@ -14,8 +14,9 @@ from snapshot_site import ROOT, SERVER, SnapshotSite, site
 
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, MaterialError
-from tlsproxy.snapshot import files
-from tlsproxy.snapshot.files import UnstableInputs, _exposed, read_file, read_inputs
+from tlsproxy.snapshot import files, reading
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.reading import UnstableInputs, _exposed, read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +89,7 @@ def test_what_a_file_system_or_a_limit_refuses_is_not_the_fault_of_the_file(
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files.os, "open", refuse)
+    monkeypatch.setattr(reading.os, "open", refuse)
     with pytest.raises(MaterialError) as error:
         read_file(tmp_path / "f", 100)
     assert error.value.kind is FailureKind.ENVIRONMENT
@@ -99,7 +100,7 @@ def test_memory_that_is_gone_is_not_the_fault_of_the_file(tmp_path: Path, monkey
         raise MemoryError
 
     (tmp_path / "f").write_bytes(b"x")
-    monkeypatch.setattr(files.os, "read", refuse)
+    monkeypatch.setattr(reading.os, "read", refuse)
     with pytest.raises(MaterialError, match="Cannot allocate memory") as error:
         read_file(tmp_path / "f", 100)
     assert error.value.kind is FailureKind.ENVIRONMENT
@@ -124,7 +125,7 @@ def test_a_file_that_grows_while_it_is_read_is_unstable(tmp_path: Path, monkeypa
         path.write_bytes(b"one two")
         return status
 
-    monkeypatch.setattr(files.os, "fstat", then_grow)
+    monkeypatch.setattr(reading.os, "fstat", then_grow)
     with pytest.raises(UnstableInputs):
         read_file(path, 100)
 
@@ -164,8 +165,8 @@ def test_a_steady_poll_reads_once_and_parses_nothing(tmp_path: Path, monkeypatch
     first = read_inputs(made.config, {})
     monkeypatch.setattr(files.loader, "merged", None)
     reads = []
-    read = files._read
-    monkeypatch.setattr(files, "_read", lambda *args: (reads.append(args[0]), read(*args))[1])
+    read = reading.read
+    monkeypatch.setattr(reading, "read", lambda *args: (reads.append(args[0]), read(*args))[1])
     again = read_inputs(made.config, {}, earlier=first)
     assert again.digest == first.digest
     assert again.loaded is first.loaded
@@ -209,14 +210,14 @@ def test_a_configuration_that_is_refused_is_parsed_once(tmp_path: Path, monkeypa
 
 def test_a_set_that_never_settles_is_unstable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
-    read = files._read
+    read = reading.read
 
     def disturbed(path: Path, *args: Any) -> tuple[bytes, int]:
         if path.name == "ca.pem":
             made.write("ca.pem", os.urandom(8).hex().encode())
         return read(path, *args)
 
-    monkeypatch.setattr(files, "_read", disturbed)
+    monkeypatch.setattr(reading, "read", disturbed)
     failures = read_inputs(made.config, {}).failures
     assert failures.keys() == {tmp_path / "ca.pem"}
     assert "keeps changing" in str(failures[tmp_path / "ca.pem"])
@@ -224,7 +225,7 @@ def test_a_set_that_never_settles_is_unstable(tmp_path: Path, monkeypatch: pytes
 
 def test_a_change_between_two_readings_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
-    read = files._read
+    read = reading.read
     count = 0
 
     def once_disturbed(path: Path, *args: Any) -> tuple[bytes, int]:
@@ -234,7 +235,7 @@ def test_a_change_between_two_readings_is_read_again(tmp_path: Path, monkeypatch
             made.write("ca.pem", ROOT.certificate_pem * 2)
         return read(path, *args)
 
-    monkeypatch.setattr(files, "_read", once_disturbed)
+    monkeypatch.setattr(reading, "read", once_disturbed)
     assert read_inputs(made.config, {}).files[tmp_path / "ca.pem"] == ROOT.certificate_pem * 2
     assert count == 3
 
@@ -265,7 +266,7 @@ def test_key_and_certificate_come_from_one_directory_when_links_are_swapped_mean
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     made, pairs = versions(tmp_path)
-    read = files._read
+    read = reading.read
     swapped = []
 
     def swapping(path: Path, *args: Any) -> tuple[bytes, int]:
@@ -274,7 +275,7 @@ def test_key_and_certificate_come_from_one_directory_when_links_are_swapped_mean
             swap(tmp_path, "v2")
         return read(path, *args)
 
-    monkeypatch.setattr(files, "_read", swapping)
+    monkeypatch.setattr(reading, "read", swapping)
     inputs = read_inputs(made.config, {})
     assert (inputs.files[tmp_path / "tls/server.pem"], inputs.files[tmp_path / "tls/server.key"]) == pairs["v2"]
 
@@ -330,7 +331,7 @@ def test_whatever_is_swapped_or_gone_between_two_calls_the_pair_is_of_one_versio
     pair = [tmp_path / "server.pem", tmp_path / "server.key"]
     plan, call, version = itertools.chain.from_iterable(itertools.starmap(itertools.repeat, readings)), 0, 0
     swapped_at = gone_at = CALM
-    target, read = files._target, files._read
+    target, read = reading.target_of, reading.read
 
     def gone() -> bool:
         nonlocal call, version
@@ -347,7 +348,7 @@ def test_whatever_is_swapped_or_gone_between_two_calls_the_pair_is_of_one_versio
     def read_of(path: Path, led: Path, limit: int, *advice: Any) -> Any:
         nonlocal call, swapped_at, gone_at
         if path in pair:
-            return MaterialError(str(path), "is gone") if gone() else files._Content(b"", exposed=False)
+            return MaterialError(str(path), "is gone") if gone() else reading.Content(b"", exposed=False)
         if path == made.config:
             call, (swapped_at, gone_at) = 0, next(plan, (CALM, CALM))
         return read(path, led, limit, *advice)
@@ -355,8 +356,8 @@ def test_whatever_is_swapped_or_gone_between_two_calls_the_pair_is_of_one_versio
     made = site(tmp_path)
     inputs = read_inputs(made.config, {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_target", target_of)
-        patch.setattr(files, "_read", read_of)
+        patch.setattr(reading, "target_of", target_of)
+        patch.setattr(reading, "read", read_of)
         for _ in range(3):
             inputs = read_inputs(made.config, {}, earlier=inputs)
             assert len({inputs.targets[path].parent for path in pair if path in inputs.files}) < 2
@@ -485,14 +486,14 @@ def test_a_file_that_is_being_written_stays_as_it_was_and_is_told_of_if_that_las
     made = site(tmp_path, tls={"crl": ["a.crl"]})
     made.write("a.crl", b"crl")
     inputs = first = read_inputs(made.config, {})
-    read, busy = files._read, tmp_path / "server.pem"
+    read, busy = reading.read, tmp_path / "server.pem"
 
     def disturbed(path: Path, *args: Any) -> Any:
         if path == busy:
             made.write(busy.name, os.urandom(8))
         return read(path, *args)
 
-    monkeypatch.setattr(files, "_read", disturbed)
+    monkeypatch.setattr(reading, "read", disturbed)
     made.write("server.key", b"of the other half")
     made.write("a.crl", b"new")
     for _ in range(files.UNSTABLE_READINGS - 1):
@@ -503,7 +504,7 @@ def test_a_file_that_is_being_written_stays_as_it_was_and_is_told_of_if_that_las
         assert inputs.files[tmp_path / "a.crl"] == b"new"
     inputs = read_inputs(made.config, {}, earlier=inputs)
     assert inputs.failures.keys() == {busy, tmp_path / "server.key"}
-    monkeypatch.setattr(files, "_read", read)
+    monkeypatch.setattr(reading, "read", read)
     assert not read_inputs(made.config, {}, earlier=inputs).failures
 
 
@@ -512,14 +513,14 @@ def test_a_configuration_that_is_being_written_goes_on_as_it_was_and_holds_up_no
 ) -> None:
     made = site(tmp_path)
     inputs = first = read_inputs(made.config, {})
-    read = files._read
+    read = reading.read
 
     def disturbed(path: Path, *args: Any) -> Any:
         if path == made.config:
             made.config.write_bytes(first.files[made.config] + b"#" + os.urandom(8).hex().encode())
         return read(path, *args)
 
-    monkeypatch.setattr(files, "_read", disturbed)
+    monkeypatch.setattr(reading, "read", disturbed)
     with pytest.raises(UnstableInputs):
         read_inputs(made.config, {})
     made.write("ca.pem", b"new")

@@ -26,7 +26,7 @@ from tlsproxy.config.positions import read_tree
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.config_files import KEY_LIMIT
-from tlsproxy.snapshot.files import read_argument
+from tlsproxy.snapshot.reading import read_argument
 from tlsproxy.text import printable, utc_time
 
 _DAY: Final = 86400

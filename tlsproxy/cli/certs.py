@@ -31,7 +31,7 @@ from tlsproxy.cli.secret import read_secret
 from tlsproxy.cli.show import described, read_certificates, read_chain
 from tlsproxy.cli.writing import PUBLIC, SECRET, write_all
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot.files import CRL_LIMIT, PEM_LIMIT, read_argument
+from tlsproxy.snapshot.reading import CRL_LIMIT, PEM_LIMIT, read_argument
 from tlsproxy.text import utc_time
 from tlsproxy.tls.pki import Authority, Issued, KeyType, read_key
 

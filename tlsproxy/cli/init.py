@@ -14,7 +14,7 @@ from tlsproxy.config.conversion import Taken, as_yaml, qdrants_own, take
 from tlsproxy.config.loader import parse
 from tlsproxy.config.positions import read_tree
 from tlsproxy.config.problems import ConfigError
-from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
+from tlsproxy.snapshot.reading import CONFIG_LIMIT, read_argument
 
 _FILES: Final = {"cert": "certs/server.pem", "key": "certs/server.key", "ca_cert": "certs/ca.pem"}
 _FIRST_ROLES: Final = ("admin=m", "search=r")

@@ -22,7 +22,7 @@ from tlsproxy.config.model import HttpProtocol
 from tlsproxy.errors import MaterialError, RequestError
 from tlsproxy.qdrant.grpc_decision import operation_of
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.snapshot.files import read_argument
+from tlsproxy.snapshot.reading import read_argument
 from tlsproxy.text import printable
 
 NOBODY: Final = "none"

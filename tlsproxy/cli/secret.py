@@ -10,7 +10,7 @@ import click
 
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot.files import SECRET_LIMIT, read_argument
+from tlsproxy.snapshot.reading import SECRET_LIMIT, read_argument
 from tlsproxy.text import utc_time
 
 _FAR: Final = 100 * 365 * 86400.0

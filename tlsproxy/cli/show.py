@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tlsproxy.authz.identity import Identity, identity_of
 from tlsproxy.errors import MaterialError
 from tlsproxy.pem import blocks as pem
-from tlsproxy.snapshot.files import PEM_LIMIT, read_argument
+from tlsproxy.snapshot.reading import PEM_LIMIT, read_argument
 from tlsproxy.text import printable, utc_time
 
 

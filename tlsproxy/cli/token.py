@@ -22,8 +22,9 @@ from tlsproxy.cli.secret import fetch_option, read_secret, warn_of_end
 from tlsproxy.cli.show import read_certificates, read_chain
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
-from tlsproxy.snapshot.files import SECRET_LIMIT, read_configuration, read_file
+from tlsproxy.snapshot.files import read_configuration
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.reading import SECRET_LIMIT, read_file
 from tlsproxy.text import utc_time
 
 _FILE = click.argument("source", metavar="FILE")

@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 
+from tlsproxy.config.callers import Section
+from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Position, Tree, dotted, read_value
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import is_unused
-from tlsproxy.config.shape import NESTED, field_at, model_at, sections, takes_text
+from tlsproxy.config.shape import NESTED, field_at, sections, takes_text
 
 PREFIX: Final = "QDRANT__"
 
@@ -29,8 +31,8 @@ class OverlayResult:
     warnings: list[Problem] = field(default_factory=list)
 
 
-def overlay(tree: Tree, environ: Mapping[str, str]) -> OverlayResult:
-    """Put the environment's values into the tree."""
+def overlay(tree: Tree, environ: Mapping[str, str], root: type[Section] = Config) -> OverlayResult:
+    """Put the environment's values into the tree of a file with the model ``root``."""
     result = OverlayResult()
     seen: dict[tuple[str, ...], str] = {}
     for name, text in sorted(environ.items()):
@@ -38,13 +40,13 @@ def overlay(tree: Tree, environ: Mapping[str, str]) -> OverlayResult:
             continue
         path = tuple(name[len(PREFIX) :].lower().split("__"))
         where = Position(f"env {name}")
-        target = field_at(path)
+        target = field_at(path, root)
         if is_unused(path):
             result.unused.append(where.problem(path, "Qdrant's own; tlsproxy does not use it"))
         elif path[0] in NESTED:
             result.warnings.append(where.problem(path, f"{path[0]} cannot be set in the environment; ignored"))
         elif target is None:
-            result.warnings.append(where.problem(path, f"no such key{_hint(path)}; ignored"))
+            result.warnings.append(where.problem(path, f"no such key{_hint(path, root)}; ignored"))
         elif path in seen:
             result.problems.append(where.problem(path, f"set twice: {seen[path]} names the same key"))
         else:
@@ -75,6 +77,6 @@ def _put(tree: Tree, path: tuple[str, ...], value: Any, where: Position) -> None
         tree.positions[path] = where
 
 
-def _hint(path: tuple[str, ...]) -> str:
-    known = {(section, key) for section, model in sections() for key in model.model_fields}
-    return did_you_mean(dotted(path), {dotted(key) for key in known} | set(model_at(()).model_fields))
+def _hint(path: tuple[str, ...], root: type[Section]) -> str:
+    known = {(section, key) for section, model in sections(root) for key in model.model_fields}
+    return did_you_mean(dotted(path), {dotted(key) for key in known} | set(root.model_fields))

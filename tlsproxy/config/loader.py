@@ -100,7 +100,7 @@ def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str], pie
     problems = [
         *tree.problems,
         *overlaid.problems,
-        *_resolve_paths(tree, lambda where: bases.get(where.file, base), environ),
+        *resolve_paths(tree, lambda where: bases.get(where.file, base), environ),
     ]
     sound = _validate(tree)
     problems += sound.problems
@@ -136,7 +136,7 @@ def _bundle_settings(data: bytes, path: Path, base: Path, environ: tuple[tuple[s
     overlay(tree, dict(environ))
     tree.root = {"bundle": tree.root.get("bundle")}
     _drop_empty(tree)
-    if list(_resolve_paths(tree, lambda _: base, dict(environ))):
+    if list(resolve_paths(tree, lambda _: base, dict(environ))):
         return None
     settings = _validate(tree).config.bundle
     try:
@@ -197,10 +197,8 @@ def _take_unused(tree: Tree) -> Iterator[Problem]:
 
 
 def _drop_empty(tree: Tree) -> None:
-    """Drop null sections, whose keys are all commented out, and empty API keys, which are unset (Qdrant 1.19)."""
-    for name in Config.model_fields:
-        if name in tree.root and tree.root[name] is None:
-            del tree.root[name]
+    """Drop null sections, and empty API keys, which are unset (Qdrant 1.19)."""
+    drop_null(tree, Config)
     for section in ("service", "upstream"):
         mapping = tree.root.get(section)
         if isinstance(mapping, dict):
@@ -208,12 +206,22 @@ def _drop_empty(tree: Tree) -> None:
                 del mapping[key]
 
 
-def _resolve_paths(tree: Tree, base: Callable[[Position], Path], environ: Mapping[str, str]) -> Iterator[Problem]:
+def drop_null(tree: Tree, root: type[Section]) -> None:
+    """Drop null sections, whose keys are all commented out."""
+    for name in root.model_fields:
+        if name in tree.root and tree.root[name] is None:
+            del tree.root[name]
+
+
+def resolve_paths(
+    tree: Tree, base: Callable[[Position], Path], environ: Mapping[str, str], root: type[Section] = Config
+) -> Iterator[Problem]:
     """``base`` gives the directory that relative paths at a position start from."""
-    tree.root.setdefault("audit", {})
-    for section, model in sections():
+    if "audit" in root.model_fields:
+        tree.root.setdefault("audit", {})
+    for section, model in sections(root):
         yield from _resolve_fields(tree, (section,), model, base, environ)
-    for section, model in lists():
+    for section, model in lists(root):
         items = tree.root.get(section)
         for index in range(len(items) if isinstance(items, list) else 0):
             yield from _resolve_fields(tree, (section, index), model, base, environ)
@@ -320,36 +328,37 @@ def _validate(tree: Tree) -> _Sound:
             }
     # The only section without defaults. Checks of failed sections do not run.
     sound.setdefault("tls", {"cert": "/", "key": "/"})
-    problems = [_problem(tree, detail) for detail in details]
+    problems = [problem_of(tree, detail) for detail in details]
     return _Sound(Config.model_validate(sound), problems, frozenset(failing), kept)
 
 
-def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
+def problem_of(tree: Tree, detail: ErrorDetails, root: type[Section] = Config) -> Problem:
+    """A problem of the model ``root``, as pydantic found it."""
     path: TreePath = ()
     for index, step in enumerate(detail["loc"]):
         # Steps that are not in the file are pydantic's own: a tag of a union, the "[key]" of a mapping.
         last = index == len(detail["loc"]) - 1
         if (*path, step) in tree.positions or (last and detail["type"] == "missing"):
             path = (*path, step)
-    return tree.position(path).problem(disclosed(path), _text(tree, path, detail))
+    return tree.position(path).problem(disclosed(path, root), _text(tree, path, detail, root))
 
 
-def _text(tree: Tree, path: TreePath, detail: ErrorDetails) -> str:
+def _text(tree: Tree, path: TreePath, detail: ErrorDetails, root: type[Section]) -> str:
     kind, value = detail["type"], tree.get(path)
     if kind == "extra_forbidden":
-        return f"unknown key{place_hint(path) or did_you_mean(str(path[-1]), known_at(path[:-1]))}"
+        return f"unknown key{place_hint(path) or did_you_mean(str(path[-1]), known_at(path[:-1], root))}"
     hint = form_hint(path, value)
     if kind == "literal_error":
         expected = detail["ctx"]["expected"]
         words = re.findall(r"'([^']*)'", expected)
         return f"must be {expected if words else expected.lower()}{hint or did_you_mean(str(value), words)}"
     if kind in _SHAPES:
-        return _SHAPES[kind] + (hint or (_keys_hint(path) if kind == "model_type" else ""))
+        return _SHAPES[kind] + (hint or (_keys_hint(path, root) if kind == "model_type" else ""))
     return _TEXTS.get(kind) or detail["msg"].replace("Input should be", "must be").replace("Value", "value", 1)
 
 
-def _keys_hint(path: TreePath) -> str:
+def _keys_hint(path: TreePath, root: type[Section]) -> str:
     """`: {share: …, number: …}`, the keys of a section that was given as something else; of many only some."""
-    keys = tuple(model_at(path).model_fields)
+    keys = tuple(model_at(path, root).model_fields)
     shown = ", ".join(f"{key}: …" for key in keys[:_SHOWN_KEYS])
     return f": {{{shown}{', …' if len(keys) > _SHOWN_KEYS else ''}}}"

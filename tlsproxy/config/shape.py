@@ -1,4 +1,7 @@
-"""Reflection on the model: its keys, their kinds of value, and the settings that need a restart."""
+"""Reflection on a model: its keys, their kinds of value, and the settings that need a restart.
+
+``root`` is the model of the whole file: the gateway's, or that of client mode.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +31,17 @@ _WORD: Final = re.compile(r"[a-z_]+")
 """The spelling of keys; secrets have digits, capitals or signs."""
 
 
-def sections() -> Iterator[tuple[str, type[Section]]]:
+def sections(root: type[Section] = Config) -> Iterator[tuple[str, type[Section]]]:
     """Sections that are plain mappings of keys, with their models."""
-    for name, field in Config.model_fields.items():
+    for name, field in root.model_fields.items():
         if name not in NESTED and (model := model_in(field.annotation)):
             yield name, model
 
 
-def lists() -> Iterator[tuple[str, type[Section]]]:
+def lists(root: type[Section] = Config) -> Iterator[tuple[str, type[Section]]]:
     """Sections that are lists of mappings, with the models of their items."""
-    for name in NESTED:
-        annotation = Config.model_fields[name].annotation
+    for name in (name for name in NESTED if name in root.model_fields):
+        annotation = root.model_fields[name].annotation
         if tuple in _parts(annotation) and dict not in _parts(annotation) and (model := model_in(annotation)):
             yield name, model
 
@@ -48,14 +51,14 @@ def needs_restart(field: FieldInfo) -> bool:
     return field.json_schema_extra is NEEDS_RESTART.json_schema_extra
 
 
-def restart_settings(config: Config) -> dict[str, object]:
+def restart_settings(config: Section) -> dict[str, object]:
     """Values of the settings that need a restart, by dotted name; of a list, the marked values of its entries.
 
     Two configurations with an equal value need no restart for that setting. Neither the order of a list's entries nor
     that of `protocols` matters: a listener for REST and gRPC is the one for gRPC and REST.
     """
     values: dict[str, object] = {}
-    for name, whole, marked in _marked():
+    for name, whole, marked in _marked(type(config)):
         value = getattr(config, name)
         if whole:
             values[name] = value
@@ -67,10 +70,10 @@ def restart_settings(config: Config) -> dict[str, object]:
 
 
 @cache
-def _marked() -> tuple[tuple[str, bool, tuple[str, ...]], ...]:
+def _marked(root: type[Section]) -> tuple[tuple[str, bool, tuple[str, ...]], ...]:
     """Keys of the top level: name, whether it is marked itself, and the marked keys of its section."""
     marked = []
-    for name, field in Config.model_fields.items():
+    for name, field in root.model_fields.items():
         model = model_in(field.annotation)
         keys = model.model_fields if model else {}
         marked.append((name, needs_restart(field), tuple(key for key, each in keys.items() if needs_restart(each))))
@@ -81,43 +84,43 @@ def _unordered(value: Any) -> Any:
     return frozenset(value) if isinstance(value, tuple | list) else value
 
 
-def field_at(path: tuple[str, ...]) -> FieldInfo | None:
+def field_at(path: tuple[str, ...], root: type[Section] = Config) -> FieldInfo | None:
     """The field of `section.key` or of a top-level key."""
     match path:
-        case (key,) if key not in dict(sections()):
-            return Config.model_fields.get(key)
+        case (key,) if key not in dict(sections(root)):
+            return root.model_fields.get(key)
         case (section, key):
-            model = dict(sections()).get(section)
+            model = dict(sections(root)).get(section)
             return model.model_fields.get(key) if model else None
         case _:
             return None
 
 
-def model_at(path: tuple[str | int, ...]) -> type[Section]:
+def model_at(path: tuple[str | int, ...], root: type[Section] = Config) -> type[Section]:
     """The model of the mapping at this path, or of the nearest above it."""
-    model: type[Section] = Config
+    model = root
     for step in path:
         field = model.model_fields.get(step) if isinstance(step, str) else None
         model = (field and model_in(field.annotation)) or model
     return model
 
 
-def known_at(path: TreePath) -> frozenset[str]:
+def known_at(path: TreePath, root: type[Section] = Config) -> frozenset[str]:
     """Keys of the mapping at this path, with Qdrant's unused ones."""
     unused = KEYS.get(str(path[0]), frozenset()) if path else SECTIONS
-    return unused.union(model_at(path).model_fields)
+    return unused.union(model_at(path, root).model_fields)
 
 
-def disclosed(path: TreePath) -> TreePath:
+def disclosed(path: TreePath, root: type[Section] = Config) -> TreePath:
     """The part of a path that a problem may name: keys of the model, and a last one that is spelt like a key.
 
     A mapping in place of a value, or a key of other characters, may be a piece of a secret (`api_key: {S3CRET}`).
     """
-    annotation: Any = Config
+    annotation: Any = root
     for index, step in enumerate(path):
         inner = _inner(annotation, step)
         if inner is None:
-            is_key = isinstance(step, str) and _keyed(annotation) and _is_key(step, known_at(path[:index]))
+            is_key = isinstance(step, str) and _keyed(annotation) and _is_key(step, known_at(path[:index], root))
             return path[: index + 1] if is_key else path[:index]
         annotation = inner
     return path

@@ -63,16 +63,21 @@ def sections(config: Config, _tree: Tree) -> Iterator[Finding]:
             yield Finding(("listeners", index, "upstream_tls"), text)
     seen: dict[Path, tuple[Path | None, Path | None]] = {}
     for path, section in tls_sections(config):
-        yield from _names(path, section)
-        if (section.cert is None) != (section.key is None):
-            given, missing = ("cert", "key") if section.key is None else ("key", "cert")
-            yield Finding((*path, given), f"{missing} is missing: a client certificate has both")
-        if section.key_passphrase_file is not None and section.key is None:
-            yield Finding((*path, "key_passphrase_file"), "key is missing: there is nothing to decrypt")
+        yield from section_findings(path, section)
         if section.cert is not None:
             rest = section.key, section.key_passphrase_file
             if seen.setdefault(section.cert, rest) != rest:
                 yield Finding((*path, "cert"), "another section names this certificate with another key: name one pair")
+
+
+def section_findings(path: KeyPath, section: UpstreamTls) -> Iterator[Finding]:
+    """Faults of one section in itself."""
+    yield from _names(path, section)
+    if (section.cert is None) != (section.key is None):
+        given, missing = ("cert", "key") if section.key is None else ("key", "cert")
+        yield Finding((*path, given), f"{missing} is missing: a client certificate has both")
+    if section.key_passphrase_file is not None and section.key is None:
+        yield Finding((*path, "key_passphrase_file"), "key is missing: there is nothing to decrypt")
 
 
 def _names(path: KeyPath, section: UpstreamTls) -> Iterator[Finding]:

@@ -20,9 +20,10 @@ from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.loader import bundle_settings
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot.config_files import KEY_LIMIT
-from tlsproxy.snapshot.files import read_file, read_inputs, read_main_file
+from tlsproxy.snapshot.files import read_inputs, read_main_file
 from tlsproxy.snapshot.generation import propose
 from tlsproxy.snapshot.jwks import JITTER, RETRY, fetch_changed
+from tlsproxy.snapshot.reading import read_file
 from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.text import rfc3339
 from tlsproxy.threads import in_thread

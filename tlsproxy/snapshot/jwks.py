@@ -31,7 +31,7 @@ from tlsproxy.config.tokens import KeySource, key_set, key_sources
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot import bounded_io
 from tlsproxy.snapshot.bounded_io import Unanswered
-from tlsproxy.snapshot.files import PEM_LIMIT, SECRET_LIMIT, read_file
+from tlsproxy.snapshot.reading import PEM_LIMIT, SECRET_LIMIT, read_file
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.trust import load_authorities
 

@@ -13,7 +13,7 @@ from tlsproxy.config.locks import LIMIT, LockFile, lock_path, read_lock_file, wr
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import bounded_io
 from tlsproxy.snapshot.bounded_io import Unanswered
-from tlsproxy.snapshot.files import UnstableInputs, read_argument
+from tlsproxy.snapshot.reading import UnstableInputs, read_argument
 from tlsproxy.snapshot.states import Fault, Input, InputState
 from tlsproxy.threads import in_thread
 

@@ -8,7 +8,7 @@ the server certificate is broken at the same time. Pure, except for the trial ha
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -33,9 +33,10 @@ from tlsproxy.snapshot.candidates import (
     series_among,
     without_early,
 )
+from tlsproxy.snapshot.judge import Judge
 from tlsproxy.snapshot.lock_file import NO_LOCKS
 from tlsproxy.snapshot.name_resolution import Resolved, names_of
-from tlsproxy.snapshot.states import Fault, Input, InputState, PublicKeys, States, digest_of
+from tlsproxy.snapshot.states import Fault, Input, InputState, PublicKeys, States
 from tlsproxy.tls.material import crl_policy
 
 if TYPE_CHECKING:
@@ -54,11 +55,6 @@ if TYPE_CHECKING:
     from tlsproxy.tls.crls import Crl
     from tlsproxy.tls.owncert import OwnCertificate
     from tlsproxy.tls.trust import Trust
-
-T = TypeVar("T")
-
-PAIRS: Final = frozenset({"certificate", "client_certificate"})
-"""Kinds of inputs that are a certificate and a key, which are replaced one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +147,12 @@ class _Validator:
         self._config = configuration.value.config
         self._serving = serving
         self._former = serving.states if serving is not None else None
-        self._former_faults = former_faults
         self._now = now
         self._trial = trial
-        self._faults: dict[Input, Fault] = {}
+        settle_time = self._config.tls.settle_time if reading.patient else None
+        inputs, digest = reading.inputs, configuration.digest
+        self._judge = Judge(inputs.files, inputs.failures, former_faults, now, settle_time, digest)
+        self._faults = self._judge.faults
 
     def validated(self) -> InputJudgement:
         authorities = self._constrained(self._authorities())
@@ -188,60 +186,6 @@ class _Validator:
         )
         return InputJudgement(states, self._faults)
 
-    # One input
-
-    def _best(
-        self,
-        subject: Input,
-        paths: Sequence[Path],
-        former: InputState[T] | None,
-        candidate: Callable[[Data], Candidate[T]],
-        depends_on: str = "",
-    ) -> InputState[T] | None:
-        """The best state of one input. ``depends_on`` is a digest of other inputs that its outcome depends on."""
-        inputs, kept = self._reading.inputs, former is not None
-        for path in paths:
-            if (failure := inputs.failures.get(path)) is not None:
-                self._report(subject, failure, "", kept=kept, settles=True)
-                return former
-        if any(path not in inputs.files for path in paths):
-            return former
-        data = tuple(inputs.files[path] for path in paths)
-        read = digest_of(data)
-        if former is not None and former.read == read:
-            return former
-        judged = f"{read} {self._configuration.digest} {depends_on}"
-        fault = self._former_faults.get(subject)
-        if fault is not None and fault.read == judged and fault.stands(self._now):
-            self._faults[subject] = fault if self._reading.patient else replace(fault, due=0.0)
-            return former
-        try:
-            state, left_out = candidate(data)
-        except MaterialError as error:
-            self._report(subject, error, judged, kept=kept, settles=error.unmatched)
-            return former
-        except (OSError, MemoryError) as error:  # no descriptor or no memory: no fault of the files
-            reason = (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
-            text = f"cannot be judged now: {reason}"
-            self._report(subject, MaterialError(subject.name, text, FailureKind.ENVIRONMENT), judged, kept=kept)
-            return former
-        if left_out is not None:
-            self._report(subject, left_out, judged, kept=True)
-        if former is not None and (former == state or former.value == state.value):
-            return replace(former, read=state.read)
-        return state
-
-    def _report(self, subject: Input, error: TlsproxyError, read: str, *, kept: bool, settles: bool = False) -> None:
-        """``settles``: a server pair that is being replaced may look like this for a moment."""
-        due = self._due(subject) if settles and subject.kind in PAIRS and self._reading.patient else 0.0
-        unmatched = isinstance(error, MaterialError) and error.unmatched
-        self._faults[subject] = Fault(str(error), error.kind, error.moment, read, self._now, kept, due, unmatched)
-
-    def _due(self, subject: Input) -> float:
-        """The end of `tls.settle_time` after the first of a row of faults."""
-        end, former = self._now + self._config.tls.settle_time, self._former_faults.get(subject)
-        return end if former is None else min(former.due, end)
-
     # Certificates and CRLs
 
     def _authorities(self) -> Authorities:
@@ -250,7 +194,7 @@ class _Validator:
             return None
         former = self._former.authorities if self._former is not None else None
         subject = Input("authorities", str(path))
-        return self._best(
+        return self._judge.best(
             subject, [path], former, lambda data: authorities_in(path, data, former, self._now, "client certificates")
         )
 
@@ -269,7 +213,7 @@ class _Validator:
         if not found or former is None or set(authorities.value) <= set(former.value):
             return authorities
         problems = "\n".join(map(str, self._located(finding for _, finding in found)))
-        self._report(Input("authorities", str(self._config.tls.ca_cert)), TlsproxyError(problems), "", kept=True)
+        self._judge.report(Input("authorities", str(self._config.tls.ca_cert)), TlsproxyError(problems), "", kept=True)
         remaining = tuple(ca for ca in former.value if ca in authorities.value)
         if not remaining:
             return former
@@ -295,7 +239,7 @@ class _Validator:
             self._trial,
         )
         former = self._former.server if self._former is not None else None
-        return self._best(
+        return self._judge.best(
             Input("certificate", str(tls.cert)), paths, former, lambda data: pair.candidate(data, self._now)
         )
 
@@ -311,7 +255,7 @@ class _Validator:
         self, paths: Sequence[Path], former: InputState[OwnCertificate] | None
     ) -> InputState[OwnCertificate] | None:
         subject = Input("client_certificate", str(paths[0]))
-        return self._best(subject, paths, former, lambda data: client_certificate(paths, data, former, self._now))
+        return self._judge.best(subject, paths, former, lambda data: client_certificate(paths, data, former, self._now))
 
     def _server_authorities(self) -> dict[Path, InputState[tuple[x509.Certificate, ...]]]:
         known = self._former.server_authorities if self._former is not None else {}
@@ -322,7 +266,7 @@ class _Validator:
         return states
 
     def _server_authority(self, path: Path, former: Authorities) -> Authorities:
-        return self._best(
+        return self._judge.best(
             Input("server_authorities", str(path)),
             [path],
             former,
@@ -364,7 +308,7 @@ class _Validator:
             crl_policy(self._config.tls).deny_expired,
         )
         depends_on = "" if authorities is None else authorities.digest
-        return self._best(
+        return self._judge.best(
             Input("crl", str(path)), [path], former, lambda data: file.candidate(data, self._now), depends_on
         )
 
@@ -384,7 +328,7 @@ class _Validator:
                 index = next(index for index, key in enumerate(self._config.keys) if key.name == name)
                 self._refuse([Finding(("keys", index), text)])
                 break
-            self._report(Input("secret", str(new)), MaterialError(str(new), text), "", kept=new in former)
+            self._judge.report(Input("secret", str(new)), MaterialError(str(new), text), "", kept=new in former)
             del states[new]
             if new in former:
                 states[new] = former[new]
@@ -394,7 +338,7 @@ class _Validator:
         def candidate(data: Data) -> Candidate[str]:
             return InputState.of(secret_in(path, data[0]), data), None
 
-        return self._best(Input("secret", str(path)), [path], former, candidate)
+        return self._judge.best(Input("secret", str(path)), [path], former, candidate)
 
     def _repeated(self, states: Mapping[Path, InputState[str]]) -> tuple[str, str, tuple[Path, ...]] | None:
         keys = known_keys(self._config, lambda path: states[path].data[0] if path in states else None)
@@ -423,7 +367,7 @@ class _Validator:
         def candidate(data: Data) -> Candidate[PublicKeys]:
             return InputState.of({use: keys_in(one, data[0]) for use, one in uses.items()}, data), None
 
-        return self._best(Input("public_keys", str(path)), [path], former, candidate)
+        return self._judge.best(Input("public_keys", str(path)), [path], former, candidate)
 
     def _names(self) -> dict[str, Resolved]:
         """Addresses of all names; the same addresses in another order change nothing."""
@@ -438,7 +382,7 @@ class _Validator:
                 continue
             if answer.error:
                 error = MaterialError(name, answer.error, FailureKind.ENVIRONMENT)
-                self._report(Input("name", name), error, "", kept=bool(before.addresses))
+                self._judge.report(Input("name", name), error, "", kept=bool(before.addresses))
             elif set(answer.addresses) != set(before.addresses):
                 found[name] = answer
         return found

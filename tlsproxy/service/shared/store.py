@@ -23,7 +23,7 @@ from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.secrets import secret_in
 from tlsproxy.config.shared import SharedConfig, StoreAddress, store_address
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
-from tlsproxy.snapshot.files import read_argument
+from tlsproxy.snapshot.reading import read_argument
 from tlsproxy.text import printable
 from tlsproxy.threads import in_thread
 
