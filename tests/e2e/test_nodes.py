@@ -97,10 +97,13 @@ def test_a_node_that_cannot_be_connected_to_fails_nothing(
     assert nodes.counts == {"a": FEW, "b": 0, "c": 0}, "each was sent once"
 
 
-def test_a_read_without_a_byte_of_an_answer_is_sent_to_another_node(nodes: Nodes, client: RawClient) -> None:
+@pytest.mark.parametrize("body", [BODY, b"expect: 100-continue\r\n" + BODY])
+def test_a_read_without_a_byte_of_an_answer_is_sent_to_another_node(
+    nodes: Nodes, client: RawClient, body: bytes
+) -> None:
     nodes.use(nodes.entries("ab"))
     nodes.all["a"].answer = silent
-    assert ask(client, SEARCH + BODY) == {200: FEW}
+    assert ask(client, SEARCH + body) == {200: FEW}
     assert 0 < nodes.counts["a"] <= 3, "and it is left out after three failures in a row"
     assert {request.body for request in nodes.all["b"].requests} == {b'{"limit": 10}'}
 

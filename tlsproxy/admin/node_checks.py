@@ -37,7 +37,6 @@ class NodeChecks:
             self.close()
         elif self._task is None:
             self._task = asyncio.create_task(self._run())
-            self._task.add_done_callback(_ended)
 
     def close(self) -> None:
         task, self._task = self._task, None
@@ -62,10 +61,8 @@ class NodeChecks:
                 good = await is_ready(target)
         except TimeoutError:
             good = False
+        except Exception:  # noqa: BLE001 - it says nothing of the node, and must not end the checks of all others
+            _log.exception("the check of node %s over %s failed by an internal error", node.node.name, protocol)
+            return
         if good is not None:
             self._balancer.checked(node, protocol, time.monotonic(), good=good)
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("the checks of the nodes have ended: requests alone tell now", exc_info=error)

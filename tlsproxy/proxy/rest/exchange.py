@@ -339,7 +339,7 @@ class Exchange:
             piece, taken = body.take()
             record.bytes_in += taken
             out += piece
-        if plan.resend and len(out) <= REPLAY and not read and not plan.expects_continue:
+        if plan.resend and len(out) <= REPLAY and not read:
             self._sent = [out[head:]]
         self._upstream = upstream
         self._begun = True
