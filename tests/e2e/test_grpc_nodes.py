@@ -153,6 +153,24 @@ def test_a_node_that_cannot_be_dialled_fails_no_call(nodes: Nodes, client: H2Cli
     assert nodes.counts == {"a": 6, "b": 0, "c": 0}
 
 
+def test_a_call_waits_where_the_only_node_left_is_full(nodes: Nodes) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as sock:
+        dead = f"http://127.0.0.2:{sock.getsockname()[1]}"
+    nodes.use(nodes.entries("a", max_connections=1))
+    with h2(nodes.gateway, nodes.site) as first, h2(nodes.gateway, nodes.site) as other:
+        running, _ = begun(nodes, first)
+        entries = nodes.entries("a", max_connections=1)
+        nodes.publish([*entries, {"name": "dead", "rest": nodes.rest["b"].url, "grpc": dead}])
+        late = other.call()
+        other.lives()
+        while "tlsproxy_upstream_waiting 1.0" not in nodes.gateway.ask_admin("/metrics")[1]:
+            pass
+        assert nodes.counts["a"] == 1
+        first.send(raw(3, 0, running, bytes((0, 0, 0, 8))))
+        assert other.status(late) == 0
+    assert nodes.counts == {"a": 2, "b": 0, "c": 0}
+
+
 def test_all_nodes_that_cannot_be_dialled(nodes: Nodes, client: H2Client) -> None:
     with socket.create_server(("127.0.0.2", 0)) as sock:
         dead = f"http://127.0.0.2:{sock.getsockname()[1]}"

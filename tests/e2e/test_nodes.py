@@ -212,6 +212,38 @@ def test_a_node_takes_no_more_connections_than_its_own_limit(nodes: Nodes) -> No
         assert [one.response().status for one in clients] == [200] * 4
 
 
+def test_what_moves_waits_where_the_other_node_is_full(nodes: Nodes) -> None:
+    """A read that is tried again, and a write whose node cannot be reached."""
+    held, come, at_b = threading.Event(), threading.Semaphore(0), []
+
+    def waiting(connection: Connection, request: Received) -> None:
+        connection.read_body(request)
+        at_b.append(nodes.all["b"].open)
+        come.release()
+        assert held.wait(DEADLINE)
+        connection.sock.sendall(OK)
+
+    def taken(connection: Connection, request: Received) -> None:
+        connection.read_body(request)
+        come.release()
+        assert not connection.sock.recv(1)
+        raise EOFError
+
+    with ExitStack() as stack:
+        with ScriptedUpstream(taken) as gone:
+            nodes.use([entry("dead", gone), *nodes.entries("b", max_connections=1)], waiting)
+            clients = [stack.enter_context(connected(nodes.gateway, nodes.site.client())) for _ in range(3)]
+            for one in clients[:2]:
+                one.send(GET)
+                assert come.acquire(timeout=DEADLINE)
+        clients[2].send(UPSERT + BODY)
+        while "tlsproxy_upstream_waiting 2.0" not in nodes.gateway.ask_admin("/metrics")[1]:
+            pass
+        held.set()
+        assert [one.response().status for one in clients] == [200] * 3
+    assert at_b == [1] * 3, "connections at a time"
+
+
 def test_a_node_that_says_it_is_not_ready_gets_nothing(nodes: Nodes, client: RawClient) -> None:
     def asked(upstream: ScriptedUpstream, answer: bytes, times: int) -> None:
         """Answers that many checks so."""

@@ -312,7 +312,14 @@ class Ends:
         self.down = MemoryStream(None)
         entry = self.manager.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         self.resting: set[Any] = set()
-        pool = SimpleNamespace(rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
+        pool = SimpleNamespace(
+            rests=self.resting.add,
+            stirs=self.resting.discard,
+            trim=lambda _coming=None: None,
+            waits_for_nodes=False,
+            leave_nodes=lambda _holder: None,
+            serve_nodes=lambda: None,
+        )
         self.examples = HeldQuestions()
         facts = CollectionFacts(self.gateway, pool)
         upstreams = SimpleNamespace(pool=pool, points=None, facts=facts, examples=self.examples)

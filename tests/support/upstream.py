@@ -122,6 +122,11 @@ class ScriptedUpstream:
             thread.join(10)
 
     @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._open)
+
+    @property
     def url(self) -> str:
         return f"http://{self.host}:{self.bound_port}"
 

@@ -57,7 +57,7 @@ events = st.lists(
 
 
 @given(events, st.sets(st.integers(0, 3), max_size=3), st.sampled_from([0, 1]), st.integers(0, 3))
-def test_there_is_always_a_node_and_a_bad_one_only_where_all_are(
+def test_there_is_a_node_unless_all_are_full_and_a_bad_one_only_where_all_are(
     events: list[tuple[str, int, str]], drained: set[int], affinity: int, full: int
 ) -> None:
     made = balancer(
@@ -73,23 +73,23 @@ def test_there_is_always_a_node_and_a_bad_one_only_where_all_are(
             case "good" | "bad":
                 made.checked(state, protocol, now, good=what == "good")  # type: ignore[arg-type]
             case "begin" | "end":
-                state.in_flight += 1 if what == "begin" else -(state.in_flight > 0)
+                state.in_flight += not state.full if what == "begin" else -(state.in_flight > 0)
                 state.connections = state.in_flight
             case "wait":
                 now += 0.7 * (index + 1)
-        choice = made.choose(ALICE, now)
-        assert choice is not None
-        assert not choice.node.drained
         up = [one for one in made.nodes if one.condition(now) == "up"]
         assert up == [one for one in made.nodes if one.serves(now)]
-        assert not up or choice in up
-        assert not choice.full or all(one.full for one in up)
         assert 1 <= made.capacity(8, now) <= 8
-        tried = [choice]
-        while (other := made.choose(ALICE, now, tried)) is not None:
-            assert other not in tried
-            tried.append(other)
-        assert len(tried) == 4 - len(drained)
+        tried: list[NodeState] = []
+        while (choice := made.choose(ALICE, now, tried)) is not None:
+            assert not any((choice in tried, choice.full, choice.node.drained))
+            left = [one for one in up if one not in tried]
+            assert not left or choice in left
+            tried.append(choice)
+        left = [one for one in made.nodes if not (one in tried or one.node.drained)]
+        assert made.is_left(tried) == bool(left)
+        good = [one for one in left if one in up]
+        assert all(one.full for one in good or left)
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=5))

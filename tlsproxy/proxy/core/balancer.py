@@ -7,6 +7,7 @@ A node serves unless it is drained, failed its checks, or is ejected, over eithe
 - :data:`FAILURES` requests that fail in a row eject it for 1 s, then 2, 4, … 60 s. Failures of requests that were under
   way meanwhile do not count; the first one after it counts alone. A success ends all of that.
 - Where no node serves, the least bad does: nothing takes the last one away but draining it.
+- One with all the connections that it may have is not chosen: where all are full, requests wait.
 
 A node that comes back starts slowly: it takes part in a share of the choices that grows over :data:`SLOW_START`.
 """
@@ -176,24 +177,30 @@ class Balancer:
                     user.out()
 
     def choose(self, account: Account, now: float, tried: Collection[NodeState] = ()) -> NodeState | None:
-        """The node for a request or connection of this account; None if all that are not drained were ``tried``."""
+        """The node for a request or connection of this account; None if none of those that are not drained and were
+        not ``tried`` has room.
+        """
         turn = self._turn
         nodes = self.nodes[turn:] + self.nodes[:turn]
-        serving = [one for one in nodes if one.serves(now) and one not in tried]
-        if serving:
-            free = [one for one in serving if not one.full] or serving
+        free = [one for one in nodes if one.serves(now) and one not in tried]
+        if free:
+            free = [one for one in free if not one.full]
         else:
-            there = [one for one in nodes if not one.node.drained and one not in tried]
-            if not there:
-                return None
-            least = min(one.badness for one in there)
-            free = [one for one in there if one.badness == least]
+            free = [one for one in nodes if not (one.full or one.node.drained or one in tried)]
+            least = min((one.badness for one in free), default=None)
+            free = [one for one in free if one.badness == least]
+        if not free:
+            return None
         if self.affinity:
             return next(one for one in self._ranking(account) if one in free)
         taking_part = [one for one in free if one.takes_part(now)]
         chosen = min(taking_part or free, key=lambda one: one.in_flight)
         self._turn = (chosen.index + 1) % len(self.nodes)
         return chosen
+
+    def is_left(self, tried: Collection[NodeState]) -> bool:
+        """Whether a node that is not drained was not ``tried``, be it full."""
+        return any(not one.node.drained and one not in tried for one in self.nodes)
 
     def described(self, now: float) -> list[dict[str, Any]]:
         """Rows of a status, none where there is a single node and nothing to choose."""
@@ -220,7 +227,8 @@ class Balancer:
 
     def capacity(self, most: int, now: float) -> int:
         """Connections that the nodes take together, up to ``most``."""
-        serving = [one for one in self.nodes if one.serves(now)] or self.nodes
+        serving = [one for one in self.nodes if one.serves(now)]
+        serving = serving or [one for one in self.nodes if not one.node.drained] or list(self.nodes)
         limits = [one.node.max_connections for one in serving]
         return min(most, sum(most if limit is None else limit for limit in limits))
 

@@ -25,20 +25,24 @@ from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.wire.http2 import Code
 
 
+def _no_place() -> Overloaded:
+    return Overloaded("No connection to the upstream became free in time")
+
+
 class Dialler:
     """Holder of a place among the upstream connections. ``since``: when it began to wait for one (monotonic clock).
 
-    ``_node`` is the one of the upstream connection, ``_tried`` are those that were dialled for it; ``_counted`` calls
+    ``node`` is the one of the upstream connection, ``_tried`` are those that were dialled for it; ``_counted`` calls
     are among the node's requests in flight.
     """
 
-    __slots__ = ("_counted", "_node", "_place", "_pool", "_tried", "relay", "since")
+    __slots__ = ("_counted", "_place", "_pool", "_tried", "node", "relay", "since")
 
     def __init__(self, relay: Relay[Call], pool: Pool) -> None:
         self.relay = relay
         self._pool = pool
         self._place: Share | None = None
-        self._node: NodeState | None = None
+        self.node: NodeState | None = None
         self._tried: tuple[NodeState, ...] = ()
         self._counted = 0
         self.since: float | None = None
@@ -61,11 +65,11 @@ class Dialler:
             place.ready = self._ready
             self.since = time.monotonic()
 
-    def dial_again(self) -> None:
+    def dial_again(self, tried: tuple[NodeState, ...] = ()) -> None:
         """Dials for its place."""
         if self._place is not None:
             try:
-                self._dial(self._place)
+                self._dial(self._place, tried)
             except RequestError as error:
                 self._refuse(error)
 
@@ -76,11 +80,11 @@ class Dialler:
 
     def _dial(self, place: Share, tried: tuple[NodeState, ...] = ()) -> None:
         self._leave()
-        self._pool.trim()
         balancer, now = self.relay.gateway.balancer, time.monotonic()
         failure: RequestError = UpstreamUnreachable("The upstream cannot be reached: all of its nodes are drained")
         while (node := balancer.choose(place.account, now, tried)) is not None:
             tried = (*tried, node)
+            self._pool.trim(node)
             try:
                 self.relay.session.dial(node)
             except OSError as error:
@@ -89,30 +93,43 @@ class Dialler:
                     break
                 balancer.failed(node, "grpc", now)
             else:
-                self._node, self._tried = node, tried
+                self.node, self._tried = node, tried
                 node.users[self] = None
                 self._count(1)
                 return
+        if not isinstance(failure, OutOfDescriptors) and balancer.is_left(tried):
+            self._tried = tried
+            self._pool.wait_for_node(self, place, tried, self._room_again, self._late)
+            return
         self._place = None
         place.release()
         raise failure
 
+    def _room_again(self) -> None:
+        """A node has room, of those that were not tried."""
+        self.relay.stream.tell(self._go_on, self._tried)
+
+    def _late(self) -> None:
+        self.give_way(_no_place())
+
     def _count(self, calls: int) -> None:
-        node, before, self._counted = self._node, self._counted, calls
+        node, before, self._counted = self.node, self._counted, calls
         if node is not None:
             node.in_flight += calls - before
             node.connections += (calls > 0) - (before > 0)
+            if not calls:
+                self._pool.serve_nodes()
 
     def _leave(self) -> None:
         """It has no upstream connection any more."""
         self._count(0)
-        node, self._node = self._node, None
+        node, self.node = self.node, None
         if node is not None:
             node.users.pop(self, None)
 
     def lost(self, error: RequestError) -> bool:
         """The upstream connection is lost. Whether one to another node is dialled, for calls of which none was sent."""
-        relay, node, place = self.relay, self._node, self._place
+        relay, node, place = self.relay, self.node, self._place
         balancer, reached = relay.gateway.balancer, relay.reached
         if node is None:
             return False
@@ -133,7 +150,7 @@ class Dialler:
         self.relay.gateway.loop.call_soon(self.relay.stream.tell, self._give_up)
 
     def _give_up(self) -> None:
-        relay, node = self.relay, self._node
+        relay, node = self.relay, self.node
         side = relay.upstream
         if node is not None and side is not None and relay.gateway.balancer.is_out(node, time.monotonic()):
             relay.session.upstream_lost(UpstreamUnreachable("The upstream's node serves no more"))
@@ -142,10 +159,10 @@ class Dialler:
     def _ready(self) -> None:
         self.relay.stream.tell(self._go_on)
 
-    def _go_on(self) -> None:
+    def _go_on(self, tried: tuple[NodeState, ...] = ()) -> None:
         self.since = None
         self.relay.session.present()
-        self.dial_again()
+        self.dial_again(tried)
         self.relay.session.settle()
 
     def look(self, now: float) -> None:
@@ -153,7 +170,7 @@ class Dialler:
         if self._counted:
             self._count(max(1, len(self.relay.calls)))
         if self.since is not None and now - self.since > self.relay.limits.connect_timeout:
-            self._refuse(Overloaded("No connection to the upstream became free in time"))
+            self._refuse(_no_place())
 
     def _refuse(self, error: RequestError) -> None:
         relay = self.relay
@@ -175,13 +192,14 @@ class Dialler:
 
     def rest(self, *, answered: bool) -> None:
         """No call is left, and what was said last may not be written yet. ``answered``: the last one was."""
-        relay, place, node, self.since = self.relay, self._place, self._node, None
+        relay, place, node, self.since = self.relay, self._place, self.node, None
         if node is not None and answered and node.grpc.failures:
             relay.gateway.balancer.succeeded(node, "grpc", time.monotonic())
-        if place is not None and relay.connected and relay.gateway.places.waiting:
+        if place is not None and relay.connected and (relay.gateway.places.waiting or self._pool.waits_for_nodes):
             relay.gateway.loop.call_soon(relay.stream.tell, self.end)
             return
         self._place = None
+        self._pool.leave_nodes(self)
         self._count(0)
         if relay.connected:
             self._pool.rests(self)
@@ -199,6 +217,7 @@ class Dialler:
     def close(self) -> None:
         """The connection has ended."""
         self._leave()
+        self._pool.leave_nodes(self)
         self._pool.stirs(self)
         place, self._place = self._place, None
         if place is not None:
