@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
-from support.gateway import Gateway
+from support.gateway import DEADLINE, Gateway
 from support.raw_connection import GET, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Answer, Connection, Received, ScriptedUpstream, plain
@@ -132,4 +135,28 @@ def test_until_close_is_whole_with_its_connection(site: Site, gateway: Gateway, 
         client.send(GET)
         response = client.response()
         assert (response.body, response.fields["connection"]) == (b"hello", "close")
+    sound(site, gateway, upstream)
+
+
+def test_until_close_is_not_whole_with_a_reset(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    """By the chunk that is missing: many clients take any end of a TLS connection for the body's."""
+    told = threading.Event()
+
+    def reset(connection: Connection, _request: Received) -> None:
+        connection.sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        assert told.wait(DEADLINE)
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise EOFError
+
+    upstream.answer = reset
+    with connected(gateway, site.client()) as client:
+        client.send(GET)
+        response = client.head()
+        assert response.fields["transfer-encoding"] == "chunked"
+        body = client.body(response)
+        assert next(body) == b"hello"
+        told.set()
+        with pytest.raises(Truncated):
+            next(body)
+    assert gateway.audited(status=200, reason="upstream_broken")
     sound(site, gateway, upstream)

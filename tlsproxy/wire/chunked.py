@@ -20,6 +20,7 @@ _SIZE_LINE_MAX: Final = 10
 _SIZE_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,8}\r?")
 _CLOSING: Final = b"\r\n0\r\n\r\n"
 """The end of a body behind the content of its last chunk, without trailers."""
+LAST_CHUNK: Final = b"0\r\n\r\n"
 _NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*"
 _TRAILERS = re.compile(rb"(?:%b:%b\r\n)*\r\n" % (_NAME, _VALUE))
@@ -167,6 +168,11 @@ class ChunkedBody:
         return data[start:position] + b"".join(fields) + b"\r\n", position + stop - before
 
 
+def chunk(data: bytes) -> bytes:
+    """The data as one chunk; nothing without any, as an empty chunk is the last."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
 def in_chunks(content: bytes) -> bytes:
     """A whole body in the chunked coding."""
-    return (b"%x\r\n%b\r\n" % (len(content), content) if content else b"") + b"0\r\n\r\n"
+    return chunk(content) + LAST_CHUNK

@@ -49,7 +49,7 @@ _BODILESS = frozenset((_NO_CONTENT, 304))
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
     """``fields`` are the field lines to forward. ``length`` is that of the body on the connection: a size, ``CHUNKED``
-    or ``UNTIL_CLOSE``. ``keep``: the upstream connection may be used again.
+    or ``UNTIL_CLOSE``. ``keep``: the upstream connection may be used again. ``ends``: the client's may not.
     """
 
     status: int
@@ -57,6 +57,7 @@ class ResponseHead:
     fields: bytes
     length: int
     keep: bool
+    ends: bool = False
 
     @property
     def of_a_proxy(self) -> bool:
@@ -67,6 +68,12 @@ class ResponseHead:
         """The head with the framing of another body: of this length, or chunked."""
         framing = b"transfer-encoding: chunked\r\n" if length == CHUNKED else b"content-length: %d\r\n" % length
         return replace(self, fields=_FRAMING.sub(b"", self.fields) + framing, length=length)
+
+    def delimited(self) -> ResponseHead:
+        """The head with a body in chunks in place of one that ends with its connection: by the last chunk a client
+        tells a whole body from one that broke off, also where its TLS library takes any end for the end.
+        """
+        return replace(self.reframed(CHUNKED), ends=True)
 
     def restated(self, fields: bytes = b"", *, close: bool) -> bytes:
         """The whole head for the client, with additional field lines.

@@ -27,7 +27,7 @@ from tlsproxy.proxy.upstream.connection import UpstreamConnection
 from tlsproxy.proxy.upstream.value_exists import Verdict
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.http1 import with_host
-from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead
+from tlsproxy.wire.http1_response import ResponseHead
 from tlsproxy.wire.throughput import PARTS, Throughput
 from tlsproxy.wire.tracing import NO_TRACING, id_line, upstream_lines
 
@@ -432,7 +432,7 @@ class Exchange:
         """Holds the head back until data follows: one TLS record, one send."""
         self.record.status = head.status
         client = self._client
-        if head.length == UNTIL_CLOSE or not self.body.done:  # the next request could not be found
+        if head.ends or not self.body.done:  # the next request could not be found
             client.close = True
         self._head = head.restated(self._ours, close=client.close)
 

@@ -10,12 +10,11 @@ import re
 from typing import Final
 
 from tlsproxy.errors import UpstreamBroken
-from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.chunked import LAST_CHUNK, ChunkedBody, chunk
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.http1_response import ResponseHead
 from tlsproxy.wire.usage_filter import UsageFilter
 
-_LAST_CHUNK: Final = b"0\r\n\r\n"
 _ENCODED: Final = re.compile(rb"^content-encoding:(?![ \t]*identity[ \t]*\r\n)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -40,15 +39,12 @@ class StreamedAnswer:
             self._chunks.feed(data)
             data = bytes(self._content)
             self._content.clear()
-        return self._chunk(self._filter.feed(data))
+        return chunk(self._filter.feed(data))
 
     def close(self) -> bytes:
         """Last bytes. Where nothing was sent yet, they are the whole body, and ``head`` gets its length."""
         rest = self._filter.close()
         if self.begun:
-            return self._chunk(rest) + _LAST_CHUNK
+            return chunk(rest) + LAST_CHUNK
         self.head = self.head.reframed(len(rest))
         return rest
-
-    def _chunk(self, data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

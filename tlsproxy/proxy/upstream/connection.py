@@ -20,7 +20,7 @@ from tlsproxy.proxy.transport.dial import dial, dial_failure
 from tlsproxy.proxy.upstream.denied_response import DeniedResponse
 from tlsproxy.qdrant.own_key import DENIED
 from tlsproxy.tls.client_context import ServerRefused
-from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.chunked import LAST_CHUNK, ChunkedBody, chunk
 from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_response
 
@@ -220,10 +220,11 @@ class UpstreamConnection:
         if head.length == CHUNKED:
             self._chunks = ChunkedBody()
         self._remaining = head.length
+        told = head.delimited() if head.length == UNTIL_CLOSE else head
         if head.status in DENIED:
-            self._denied = DeniedResponse(request, head)
+            self._denied = DeniedResponse(request, told)
         else:
-            request.response_head(head)
+            request.response_head(told)
         self._read_body(request, head, data)
 
     def _read_body(self, request: UpstreamRequest, head: ResponseHead, data: bytes) -> None:
@@ -239,7 +240,7 @@ class UpstreamConnection:
             done, surplus = self._chunks.done, size - end
             self._buffer = b"" if done else whole[end:]
         else:
-            done = False
+            data, done = chunk(data), False
         if not done:
             self.await_response()
         if self._denied is None:
@@ -333,8 +334,10 @@ class UpstreamConnection:
             self._tell_lost(request, dial_failure(error), stale=False)
         elif head is not None and head.length == UNTIL_CLOSE and error is None:
             if self._denied is None:
+                request.response_body(LAST_CHUNK)
                 request.response_done()
             else:
+                self._denied.body(LAST_CHUNK)
                 self._denied.done()
         else:
             error = UpstreamBroken("The upstream closed the connection before its response was whole")

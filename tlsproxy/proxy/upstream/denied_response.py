@@ -67,8 +67,6 @@ class DeniedResponse:
             return b""
 
     def done(self) -> None:
-        if self._raw is not None:  # a body that ends with its connection
-            self._judge(self._raw)
         if self._refused:
             self._request.upstream_lost(UpstreamKeyRefused(), stale=False, answered=False)
         else:
