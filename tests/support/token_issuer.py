@@ -27,6 +27,9 @@ class TokenIssuer:
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
+            # With 1.0 the server closes, which a client over TLS would wait for.
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self) -> None:
                 issuer.authorizations[self.path] = self.headers["Authorization"]
                 status, body = issuer.answers.get(self.path, (404, b""))

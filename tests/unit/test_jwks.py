@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import json
 import socket
+import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +125,37 @@ def test_files_of_a_fetch_that_do_not_do(tmp_path: Path, files: dict[str, str], 
         assert text in asyncio.run(fetched(source)).error
         assert all(text in each for each in fetch_faults(source))
         assert bool([*fetch_faults(source)]) == (text not in {"CERTIFICATE_VERIFY_FAILED", "the answer was 404"})
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "200 OK"])
+def test_a_response_that_is_not_read_to_its_end_is_cut(tmp_path: Path, runner: asyncio.Runner, status: str) -> None:
+    """Without a close_notify, whose answer would be waited for."""
+    authority = Authority.create()
+    issued = authority.issue(ips=["127.0.0.1"], server=True)
+    (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
+    (tmp_path / "both.pem").write_bytes(issued.certificate_pem + issued.key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    source = KeySource("https://127.0.0.1/", "ES256", ca_cert=tmp_path / "ca.pem")
+    ends: list[OSError] = []
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        try:
+            with context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False) as tls:
+                tls.recv(65536)
+                tls.sendall(f"HTTP/1.1 {status}\r\ncontent-length: 9\r\n\r\nsome".encode())
+                tls.recv(1)
+        except OSError as error:
+            ends.append(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with pytest.raises(MaterialError, match=r"was 404|has more than"):
+            runner.run(fetch_changed(f"https://127.0.0.1:{listener.getsockname()[1]}/", source, 3, b""))
+        serving.join()
+    assert [type(end) for end in ends] == [ssl.SSLEOFError]
 
 
 def test_what_cannot_be_had_is_left_out_and_verifies_nothing() -> None:

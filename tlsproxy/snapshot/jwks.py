@@ -13,12 +13,12 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -34,6 +34,9 @@ from tlsproxy.snapshot.bounded_io import Unanswered
 from tlsproxy.snapshot.reading import PEM_LIMIT, SECRET_LIMIT, read_file
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.trust import load_authorities
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
 
 T = TypeVar("T")
 
@@ -271,6 +274,7 @@ async def fetch_changed(
                 cookie_jar=aiohttp.DummyCookieJar(),
             ) as session,
             session.get(url, allow_redirects=False, headers=headers) as response,
+            _cut_unless_read(response),
         ):
             if etag and response.status == _NOT_MODIFIED:
                 return former, etag
@@ -288,6 +292,17 @@ async def fetch_changed(
         # Texts of errors other than OSError may hold the whole URL (aiohttp.ClientResponseError, InvalidURL).
         cause = str(error) if isinstance(error, OSError) else type(error).__name__
         raise MaterialError(shown, f"cannot be fetched: {cause}") from None
+
+
+@asynccontextmanager
+async def _cut_unless_read(response: ClientResponse) -> AsyncIterator[None]:
+    """Over TLS, closing would wait half a minute for the server's close_notify, and read what comes until then."""
+    try:
+        yield
+    finally:
+        connection = response.connection  # None once the response was read to its end
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
 
 
 def fetch_faults(source: Source) -> Iterator[str]:
