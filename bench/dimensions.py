@@ -21,7 +21,9 @@ _BUSY = 10
 class Dimension:
     """``sections`` of the configuration for a size, ``prepare`` what it needs in the site; ``sized``: the workload.
 
-    ``resting``: how many connections are open beside those that ask.
+    ``resting``: how many connections are open beside those that ask. ``nodes``: servers behind the gateway, each a
+    node; 0: one, by `upstream.rest` and `upstream.grpc`. ``tls``: whether that one is spoken to by TLS, with a client
+    certificate.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Dimension:
     prepare: Callable[[Site, int], object] = lambda _site, _size: None
     sized: Callable[[Workload, int], Workload] = lambda workload, _size: workload
     resting: Callable[[int], int] = lambda _size: 0
+    nodes: Callable[[int], int] = lambda _size: 0
+    tls: Callable[[int], bool] = lambda _size: False
 
 
 def _roles(size: int) -> Sections:
@@ -54,6 +58,16 @@ def _collections(size: int) -> Sections:
     """Those of the caller's own role; the one that it asks for is the last."""
     names = [*(f"docs-{n}" for n in range(size - 1)), "items"]
     return {"roles": ROLES | {"limited": {"access": [{"collection": name, "access": "rw"} for name in names]}}}
+
+
+def _by_nodes(workload: str) -> Dimension:
+    basis = BY_NAME[workload]
+    return Dimension(f"nodes-{workload}", f"{basis.title}, by nodes", (0, 1, 3, 10), basis, nodes=lambda size: size)
+
+
+def _by_tls(workload: str) -> Dimension:
+    basis = BY_NAME[workload]
+    return Dimension(f"tls-{workload}", f"{basis.title}, TLS to the upstream", (0, 1), basis, tls=bool)
 
 
 def _crl_name(size: int) -> str:
@@ -106,4 +120,9 @@ SCALE: tuple[Dimension, ...] = (
         lambda size: {"tls": {"crl": [_crl_name(size)]}} if size else {},
         prepare=lambda site, size: _write_crl(site, size) if size else None,
     ),
+    _by_nodes("get"),
+    _by_nodes("grpc"),
+    _by_tls("get"),
+    _by_tls("grpc"),
+    _by_tls("download"),
 )

@@ -110,7 +110,7 @@ def running(peer: Peer, program: Program, directory: Path, site: Site, behind: t
     with (
         said.open("wb") as output,
         started(
-            cores(peer.workers)[0],
+            cores(peer.workers)[peer.behind],
             peer.command(program, place),
             stdin=subprocess.DEVNULL,
             stdout=output,

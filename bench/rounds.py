@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.build import Programs
 from bench.errors import AbsentError, BenchError
 from bench.figures import Sample
 from bench.generator import Generator
@@ -27,13 +28,15 @@ _START = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What contenders run in: where, with which certificates, in front of what."""
+    """What contenders run in: where, with which certificates, in front of what. ``download`` is that many bytes."""
 
     directory: Path
     site: Site
     behind: tuple[int, int]
     generator: Generator
     journal: Journal
+    programs: Programs
+    download: int
 
     def start(self, stack: ExitStack, peer: Peer, program: Program) -> Running:
         return stack.enter_context(running(peer, program, self.directory / peer.name, self.site, self.behind))

@@ -18,6 +18,7 @@ from bench.generator import Generator
 from bench.peers import OURS, PEERS
 from bench.peers.peer import Place, Program
 from bench.peers.tlsproxy import configuration
+from bench.process import upstream
 from bench.report import table
 from bench.results import Measured, Results
 from bench.rounds import Setting
@@ -48,7 +49,9 @@ def _measure(setting: Setting, dimension: Dimension, rounds: int, results: Resul
         gateways = {}
         for size in dimension.sizes:
             dimension.prepare(setting.site, size)
-            variant = replace(peer, name=f"{dimension.name}-{size}", command=_command(dimension.sections(size)))
+            behind = _upstream(setting, stack, dimension, size)
+            command = _command(dimension.sections(size), behind)
+            variant = replace(peer, name=f"{dimension.name}-{size}", command=command)
             gateways[size] = setting.start(stack, variant, program)
             resting = dimension.resting(size)
             if resting:
@@ -73,10 +76,28 @@ def _last(measured: Measured) -> Iterator[str]:
         yield f"{int(size):,}: {cost}"
 
 
-def _command(sections: Sections) -> Callable[[Program, Place], list[str]]:
+def _upstream(setting: Setting, stack: ExitStack, dimension: Dimension, size: int) -> Sections | None:
+    """The section of that name where it is not the usual one, with the processes started that it speaks of."""
+    if dimension.tls(size):
+        # Another gateway ends the TLS, on the core of the upstream.
+        inner = replace(PEERS[OURS], name=f"{dimension.name}-inner", behind=True)
+        ended = setting.start(stack, inner, inner.locate(setting.directory)).place
+        names = {"ca_cert": "ca.pem", "cert": "client.pem", "key": "client.key"}
+        tls = {name: str(setting.site.path(file)) for name, file in names.items()}
+        return {"rest": f"https://localhost:{ended.http}", "grpc": f"https://localhost:{ended.grpc}", "tls": tls}
+    nodes = []
+    for number in range(dimension.nodes(size)):
+        http, grpc = stack.enter_context(upstream(setting.programs, setting.download))
+        local = "http://127.0.0.1"
+        nodes.append({"name": f"node-{number}", "rest": f"{local}:{http}", "grpc": f"{local}:{grpc}"})
+    return {"nodes": nodes} if nodes else None
+
+
+def _command(sections: Sections, behind: Sections | None) -> Callable[[Program, Place], list[str]]:
     def command(program: Program, place: Place) -> list[str]:
         config = configuration(place, **sections)
         config["tls"]["crl"] = [str(place.site.path(name)) for name in config["tls"].get("crl", ())]
+        config["upstream"] = behind or config["upstream"]
         path = place.write("tlsproxy.yaml", yaml.safe_dump(config))
         return [program.path, "-m", "tlsproxy", "run", "--config", str(path)]
 

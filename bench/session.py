@@ -106,7 +106,8 @@ def _set_up(directory: Path, seconds: float, journal: Journal) -> Iterator[Setti
         os.chmod(place, 0o755)  # noqa: S103, PTH101 - workers of peers drop to other users
         site = Site.create(Path(place, "site"))
         with upstream(programs, DOWNLOAD_SIZE) as behind:
-            yield Setting(Path(place), site, behind, Generator(programs.load, site, seconds), journal)
+            generator = Generator(programs.load, site, seconds)
+            yield Setting(Path(place), site, behind, generator, journal, programs, DOWNLOAD_SIZE)
 
 
 def _write_down(results: Results, journal: Journal) -> None:

@@ -60,6 +60,8 @@ class Peer:
     workers: int = 1
     package: str = ""
     """PyPI's, where it is from there."""
+    behind: bool = False
+    """Whether it serves the proxy that is measured, and so runs on the upstream's core."""
 
 
 def debian(program: str, package: str, *version: str) -> Callable[[Path], Program]:

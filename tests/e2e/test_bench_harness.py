@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from support.bench import built
 
 from bench.build import Programs, build
@@ -45,7 +46,8 @@ def setting(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Ite
     journal = Journal(place / "results.json", lambda _line: None)
     with upstream(programs, DOWNLOAD) as behind:
         site = Site.create(place / "site")
-        yield Setting(place, site, behind, Generator(programs.load, site, SECONDS, warm_up=0), journal)
+        generator = Generator(programs.load, site, SECONDS, warm_up=0)
+        yield Setting(place, site, behind, generator, journal, programs, DOWNLOAD)
 
 
 def located(name: str, tmp_path: Path) -> tuple[Peer, Program]:
@@ -149,6 +151,23 @@ def test_cost_of_connections_is_measured_while_they_rest(setting: Setting) -> No
     assert [len(measured.rounds(size)) for size in ("10", "60")] == [2, 2]
     assert all(sample is not None and sample.counts for size in ("10", "60") for sample in measured.rounds(size))
     assert not [line for line in said if "only" in line or "errors" in line]
+
+
+def test_nodes_and_tls_behind_the_gateway_are_measured(setting: Setting) -> None:
+    rows = {row.name: row for row in SCALE}
+    chosen = [replace(rows["nodes-get"], sizes=(2,)), replace(rows["tls-grpc"], sizes=(1,))]
+    results = Results({})
+    run_scale(setting, 1, results, chosen)
+    for name, size in (("nodes-get", "2"), ("tls-grpc", "1")):
+        (sample,) = results.workloads[name].rounds(size)
+        assert sample is not None
+        assert sample.counts
+    nodes, tls = (
+        yaml.safe_load((setting.directory / name / "tlsproxy.yaml").read_text())["upstream"]
+        for name in ("nodes-get-2", "tls-grpc-1")
+    )
+    assert len({node["rest"] for node in nodes["nodes"]}) == 2
+    assert tls["grpc"].startswith("https://")
 
 
 def test_peer_that_does_not_start_is_absent_with_what_it_said(setting: Setting, tmp_path: Path) -> None:
