@@ -5,8 +5,11 @@ import errno
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from support.sockets import deaf
 
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.dial import Address, DialledStream
@@ -52,6 +55,15 @@ def refused() -> Address:
         return socket.AF_INET, sock.getsockname()
 
 
+def address_of(where: str) -> Address:
+    host, _, port = where.rpartition(":")
+    return socket.AF_INET, (host, int(port))
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def ask(addresses: list[Address], server: socket.socket) -> bytes:
     loop = asyncio.get_running_loop()
     deadlines, owner = Deadlines(loop), Owner()
@@ -71,13 +83,52 @@ async def ask(addresses: list[Address], server: socket.socket) -> bytes:
     return got
 
 
-@pytest.mark.parametrize("before", [[], ["broadcast"], ["refused"], ["broadcast", "refused", "broadcast"]])
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        ["broadcast"],
+        ["refused"],
+        ["broadcast", "refused", "broadcast"],
+        ["deaf"],
+        ["deaf", "refused", "deaf", "broadcast"],
+    ],
+)
 def test_what_was_written_goes_to_the_first_address_that_answers(
     runner: asyncio.Runner, listening: socket.socket, before: list[str]
 ) -> None:
-    addresses = [BROADCAST if each == "broadcast" else refused() for each in before]
-    addresses.append((socket.AF_INET, listening.getsockname()))
-    assert runner.run(ask(addresses, listening)) == b"written before there was a connection"
+    """Also after those that do not answer, of which the last may be refused meanwhile."""
+    with ExitStack() as stack:
+        kinds = {
+            "broadcast": lambda: BROADCAST,
+            "refused": refused,
+            "deaf": lambda: address_of(stack.enter_context(deaf())),
+        }
+        addresses = [kinds[each]() for each in before]
+        addresses.append((socket.AF_INET, listening.getsockname()))
+        for _ in range(2):
+            assert runner.run(ask(addresses, listening)) == b"written before there was a connection"
+            addresses.reverse()
+
+
+def test_an_end_while_addresses_are_tried(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closes all of their sockets."""
+    monkeypatch.setattr("tlsproxy.proxy.transport.dial.STAGGER", 0.0)
+
+    async def dial(addresses: list[Address]) -> None:
+        loop = asyncio.get_running_loop()
+        deadlines, owner = Deadlines(loop), Owner()
+        before = descriptors()
+        stream = DialledStream(loop, addresses, owner, deadlines, lambda: (5.0, 1024))
+        while stream.address != addresses[-1]:  # noqa: ASYNC110 - the next turn of the loop
+            await asyncio.sleep(0)
+        stream.abort()
+        assert await asyncio.wait_for(owner.lost, 5) is None
+        assert descriptors() == before
+        deadlines.close()
+
+    with deaf() as one, deaf() as other:
+        runner.run(dial([address_of(one), refused(), address_of(other)]))
 
 
 @pytest.mark.parametrize(("last", "number"), [("broadcast", errno.ENETUNREACH), ("refused", errno.ECONNREFUSED)])

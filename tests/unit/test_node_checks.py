@@ -32,7 +32,7 @@ def test_an_internal_error_ends_no_checks(
     async def run() -> None:
         enough = asyncio.Event()
 
-        async def is_ready(target: Target) -> bool:
+        async def is_ready(target: Target, _deadline: float) -> bool:
             asked.append(target.upstream.authority)
             if asked.count(b"bad") > FALL:
                 enough.set()

@@ -14,12 +14,13 @@ from typing import Any
 import grpc
 import pytest
 from support.grpc_upstream import GrpcUpstream, failing
+from support.sockets import deaf
 from support.upstream import Connection, Received, ScriptedUpstream, plain
 
 from tlsproxy.admin import upstream_probe
 from tlsproxy.admin.readiness import Part
 from tlsproxy.admin.upstream_findings import Finding
-from tlsproxy.admin.upstream_probe import Target, UpstreamProbe, asked
+from tlsproxy.admin.upstream_probe import DEADLINE, Target, UpstreamProbe, asked, is_ready
 from tlsproxy.config.model import HttpProtocol
 from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.tls.pki import Authority
@@ -217,6 +218,22 @@ def with_probe(
             probe.close()
 
     asyncio.run(scenario())
+
+
+def test_an_address_that_takes_no_connection_leaves_time_for_the_next() -> None:
+    async def scenario() -> None:
+        where, _, port = silent.rpartition(":")
+        addresses = ((socket.AF_INET, (where, int(port))), *target(upstream.url).upstream.addresses)
+        both = target_at(upstream.url, addresses)
+        (found, conversation), ready = await asyncio.gather(asked(both), is_ready(both, DEADLINE))
+        assert found is not None
+        assert found.finding is Finding.GOOD
+        assert ready
+        assert conversation is not None
+        conversation.socket.close()
+
+    with ScriptedUpstream() as upstream, deaf() as silent:
+        asyncio.run(scenario())
 
 
 def test_the_release_is_told_of_the_present_target_alone() -> None:

@@ -57,8 +57,7 @@ class NodeChecks:
 
     async def _check(self, node: NodeState, protocol: HttpProtocol, target: Target, deadline: float) -> None:
         try:
-            async with asyncio.timeout(deadline):
-                good = await is_ready(target)
+            good = await is_ready(target, deadline)
         except TimeoutError:
             good = False
         except Exception:  # noqa: BLE001 - it says nothing of the node, and must not end the checks of all others

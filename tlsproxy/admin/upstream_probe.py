@@ -60,6 +60,10 @@ class Target:
     def host(self) -> str:
         return self.upstream.authority.decode()
 
+    def share_of(self, seconds: float) -> float:
+        """Part of a deadline in which one of its addresses takes the connection, so that the next one gets its own."""
+        return seconds / max(1, len(self.upstream.addresses))
+
 
 class UpstreamProbe:
     """``target`` returns the present one; ``unreachable`` is called where none of its addresses takes a connection,
@@ -170,9 +174,13 @@ async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcCo
         async with asyncio.timeout(DEADLINE):
             for address in target.upstream.addresses:
                 try:
-                    sock = await _spoken_to(target, address)
+                    async with asyncio.timeout(target.share_of(DEADLINE)):
+                        sock = await _spoken_to(target, address)
                 except ServerRefused as refusal:
                     return Found(Finding.NO_TLS, f"{refusal} ({refusal.reason})"), None
+                except TimeoutError:
+                    found = Found(Finding.SILENT, f"{DEADLINE:g}")
+                    continue
                 except OSError as error:
                     if error.errno in _EXHAUSTED:
                         return None, None
@@ -185,13 +193,22 @@ async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcCo
     return found, None
 
 
-async def is_ready(target: Target) -> bool | None:
-    """Whether a node takes requests now, by its own word. None without a descriptor to ask by."""
+async def is_ready(target: Target, deadline: float) -> bool | None:
+    """Whether a node takes requests now, by its own word. None without a descriptor to ask by.
+
+    Raises TimeoutError where it has not said so in ``deadline`` seconds.
+    """
+    async with asyncio.timeout(deadline):
+        return await _is_ready(target, target.share_of(deadline))
+
+
+async def _is_ready(target: Target, share: float) -> bool | None:
     kind = RestConversation if target.protocol == "rest" else GrpcConversation
     for address in target.upstream.addresses:
         try:
-            sock = await _spoken_to(target, address)
-        except OSError as error:
+            async with asyncio.timeout(share):
+                sock = await _spoken_to(target, address)
+        except OSError as error:  # or it was too late
             if error.errno in _EXHAUSTED:
                 return None
             continue

@@ -20,6 +20,9 @@ from tlsproxy.tls.client_context import ClientTls, ServerRefused, server_refused
 from tlsproxy.tls.verification import shake_hands
 from tlsproxy.wire.content_coding import Content
 
+STAGGER: Final = 0.25
+"""Seconds after which the next address is tried beside those that have not answered yet (RFC 8305 §5)."""
+
 _TCP_INFO: Final = struct.Struct("=44xI4xI")
 """Two fields of Linux' `struct tcp_info`: `tcpi_last_data_sent` and `tcpi_last_data_recv`, milliseconds ago."""
 
@@ -68,13 +71,14 @@ class DialHandler(StreamHandler, Protocol):
 
 @own_code("_on_readable", "_take", "_send", "write", "resume_reading")
 class DialledStream(Stream):
-    """Tries the addresses in their order; when none answers, ``connection_lost`` comes without ``connected``.
+    """Tries the addresses in their order, each as soon as the one before it fails or has not answered for a moment.
 
-    ``address``: the one that is being tried, or was reached. ``tls``: None in plaintext. ``prologue``: bytes that are
-    sent before all else, and before TLS in plaintext, as a header of the PROXY protocol is.
+    The first that takes the connection has it; when none does, ``connection_lost`` comes without ``connected``.
+    ``address``: the latest that is being tried, or the one that was reached. ``tls``: None in plaintext. ``prologue``:
+    bytes that are sent before all else, and before TLS in plaintext, as a header of the PROXY protocol is.
     """
 
-    __slots__ = ("_addresses", "_dial_handler", "address", "prologue", "tls")
+    __slots__ = ("_addresses", "_attempts", "_dial_handler", "_next_try", "address", "prologue", "tls")
 
     def __init__(
         self,
@@ -88,6 +92,8 @@ class DialledStream(Stream):
         if not addresses:
             raise Unresolved("its name does not resolve")
         self._addresses = list(addresses)
+        self._attempts: dict[socket.socket, Address] = {}
+        self._next_try: asyncio.TimerHandle | None = None
         self._dial_handler = handler
         self.tls: ClientTls | None = None
         self.prologue = b""
@@ -105,20 +111,64 @@ class DialledStream(Stream):
         return sock
 
     def _dial(self) -> None:
-        family, where = self.address
-        error = self._sock.connect_ex(where[0] if family == socket.AF_UNIX else where)
+        sock, (family, where) = self._sock, self.address
+        self._attempts[sock] = self.address
+        error = sock.connect_ex(where[0] if family == socket.AF_UNIX else where)
         if error not in {0, errno.EINPROGRESS}:  # known at once, and not reported by SO_ERROR
-            self._loop.call_soon(self._try_next, OSError(error, os.strerror(error)))
+            self._loop.call_soon(self._failed, sock, OSError(error, os.strerror(error)))
             return
-        self._writing = True
-        self._loop.add_writer(self._fd, self._on_dialled)
+        self._loop.add_writer(self._fd, self._on_dialled, sock)
+        if self._addresses:
+            self._next_try = self._loop.call_later(STAGGER, self._dial_next)
 
-    def _on_dialled(self) -> None:
-        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        self._stop_writing()
-        if error:
-            self._try_next(OSError(error, os.strerror(error)))
+    def _dial_next(self) -> None:
+        address = self._addresses.pop(0)
+        try:
+            sock = self._socket(address[0])
+        except OSError as failure:
+            if not self._attempts:
+                self.abort(failure)
             return
+        self._sock, self._fd, self.address = sock, sock.fileno(), address
+        self._dial()
+
+    def _failed(self, sock: socket.socket, error: OSError) -> None:
+        if self._attempts.pop(sock, None) is None:  # the stream has ended meanwhile
+            return
+        self._loop.remove_writer(sock.fileno())
+        sock.close()
+        if self._addresses:
+            self._end_wait()
+            self._dial_next()
+        elif not self._attempts:
+            self.abort(error)
+
+    def _end_wait(self) -> None:
+        if self._next_try is not None:
+            self._next_try.cancel()
+            self._next_try = None
+
+    def _end_attempts(self) -> None:
+        """Closes all sockets but the one that the stream has."""
+        self._end_wait()
+        attempts, self._attempts = self._attempts, {}
+        for sock in attempts:
+            self._loop.remove_writer(sock.fileno())
+            if sock is not self._sock:
+                sock.close()
+
+    def abort(self, error: Exception | None = None) -> None:
+        if self._attempts:
+            self._end_attempts()
+        super().abort(error)
+
+    def _on_dialled(self, sock: socket.socket) -> None:
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._failed(sock, OSError(error, os.strerror(error)))
+            return
+        self._sock, self._fd, self.address = sock, sock.fileno(), self._attempts[sock]
+        self._end_attempts()
         self._connected = True
         if self.prologue:
             self._send(self.prologue)
@@ -148,22 +198,6 @@ class DialledStream(Stream):
     def _lost(self, error: Exception | None) -> None:
         del self._dial_handler
         super()._lost(error)
-
-    def _try_next(self, error: OSError) -> None:
-        if self.closed:
-            return
-        if not self._addresses:
-            self.abort(error)
-            return
-        self._sock.close()
-        self.address = self._addresses.pop(0)
-        try:
-            self._sock = self._socket(self.address[0])
-        except OSError as failure:
-            self.abort(failure)
-            return
-        self._fd = self._sock.fileno()
-        self._dial()
 
 
 class DialledTlsStream(DialledStream):
