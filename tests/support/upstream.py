@@ -1,8 +1,9 @@
-"""A plaintext upstream that keeps every byte it was sent and answers as a test tells it to."""
+"""An upstream, in plaintext or over TLS, that keeps every byte it was sent and answers as a test tells it to."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -92,7 +93,7 @@ class ScriptedUpstream:
 
     The gateway's own questions, whether it can be reached, get the answer ``probe`` and are not counted.
 
-    ``port`` is 0 for one that the system chooses.
+    ``port`` is 0 for one that the system chooses. ``tls``: None for plaintext; may be replaced too.
     """
 
     answer: Answer = field(default_factory=plain)
@@ -101,6 +102,7 @@ class ScriptedUpstream:
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
     host: str = "127.0.0.1"
+    tls: ssl.SSLContext | None = None
     _listener: socket.socket = field(init=False)
     _open: set[socket.socket] = field(default_factory=set)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -128,7 +130,7 @@ class ScriptedUpstream:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.bound_port}"
+        return f"{'http' if self.tls is None else 'https'}://{self.host}:{self.bound_port}"
 
     @property
     def bound_port(self) -> int:
@@ -149,9 +151,17 @@ class ScriptedUpstream:
             self._start(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
+        if self.tls is not None:
+            self._open.discard(sock)
+            sock = self.tls.wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
+            self._open.add(sock)
         connection = Connection(sock)
         try:
             with sock:
+                if isinstance(sock, ssl.SSLSocket):
+                    sock.do_handshake()
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 used = False
                 while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -102,6 +103,11 @@ class ProbeSocket:
         return data
 
     def close(self) -> None:
+        """Over TLS it ends well, by a close_notify: servers log other ends."""
+        if self._records is not None:
+            self._records.say_goodbye()
+            with suppress(OSError):
+                self._sock.send(self._records.outgoing.read())
         self._sock.close()
 
 

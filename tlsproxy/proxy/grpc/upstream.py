@@ -110,7 +110,11 @@ class GrpcUpstream:
         self.stream.write(data)
 
     def discard(self) -> None:
-        self.stream.abort()
+        """Ends it. Without calls it ends well, by a close_notify over TLS."""
+        if self.relay.calls or self.stream.unsent:
+            self.stream.abort()
+        else:
+            self.stream.close(0.0)
 
     def reading_changed(self) -> None:
         if self.relay.stream.stalled or self.blocked or self._queued:

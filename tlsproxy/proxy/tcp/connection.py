@@ -59,7 +59,7 @@ class TcpConnection:
         self._upstream: DialledStream | None = None
         self._dialled: Upstream | None = None
         self._former_since: float | None = None
-        self._reason = ""
+        self._reason = self._error = ""
         self._open = False
         self._judged = gateway.generation
         self._counted: tuple[int, ...] = ()
@@ -212,15 +212,16 @@ class TcpConnection:
     def upstream_lost(self, handler: _UpstreamHandler, error: Exception | None) -> None:
         if self._upstream is None or self._upstream.handler is not handler:
             return  # another was dialled in its place
-        self._upstream = None
+        self._upstream, reason = None, UNREACHABLE
+        if isinstance(error, ServerRefused):  # with TLS 1.3 also after it was connected
+            reason, self._error = UPSTREAM_TLS, str(error)
+            self._gateway.metrics.upstream_tls(error.reason)
         if not self._open:
-            refused = isinstance(error, ServerRefused)
-            if isinstance(error, ServerRefused):
-                self._gateway.metrics.upstream_tls(error.reason)
             self._gateway.notice("connect_failed")
-            self._refuse(UPSTREAM_TLS if refused else UNREACHABLE, str(error or ""))
+            self._refuse(reason, str(error or ""))
             return
-        self._reason = self._reason or ("upstream_broken" if error is not None else "")
+        if error is not None:
+            self._reason = self._reason or (UPSTREAM_TLS if self._error else "upstream_broken")
         self.stream.close(LINGER)
 
     def upstream_overdue(self) -> None:
@@ -373,7 +374,7 @@ class TcpConnection:
                 self._upstream.abort()
             if self._open:
                 self._reason = self._reason or ("client_gone" if error is not None else "")
-                self._audit("tcp_close", "ok")
+                self._audit("tcp_close", "ok", self._error)
         finally:
             self._when_ended()
 

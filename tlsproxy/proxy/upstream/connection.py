@@ -170,9 +170,12 @@ class UpstreamConnection:
             self.stream.resume_reading()
 
     def discard(self) -> None:
-        """Ends the connection, without a callback to its request."""
-        self.request = None
-        self.stream.abort()
+        """Ends the connection, without a callback to its request. An idle one ends well, by a close_notify over TLS."""
+        request, self.request = self.request, None
+        if request is None and not self.stream.unsent:
+            self.stream.close(0.0)
+        else:
+            self.stream.abort()
 
     # Callbacks of the stream
 
@@ -299,7 +302,7 @@ class UpstreamConnection:
 
     def deadline_passed(self) -> None:
         if self.request is None:  # idle for too long
-            self.stream.abort()
+            self.discard()
         elif self.stream.established:
             if not self.stream.takes():  # else it is still taking the request
                 self._fail(UpstreamTimeout("The upstream did not answer in time"))
