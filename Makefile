@@ -76,6 +76,7 @@ install uninstall:
 reference: .venv/installed-demo
 	$(BIN)/tlsproxy config reference > config/tlsproxy.yaml
 	$(BIN)/tlsproxy config reference --format markdown > docs/configuration.md
+	$(BIN)/python -m tlsproxy.connector.reference > config/client.yaml
 	$(BIN)/python -m tlsproxy.metrics.reference > docs/metrics.md
 	$(BIN)/python -m tlsproxy.qdrant.reference > docs/qdrant-operations.md
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tlsproxy.admin import health
 from tlsproxy.admin.readiness import OK, Readiness, not_ready
 from tlsproxy.config.endpoints import Endpoint
-from tlsproxy.config.model import HealthConfig
 from tlsproxy.proxy.frontend.listener import bind
 
 
@@ -37,12 +33,12 @@ class State:
         return b"up 1\n", "text/plain"
 
 
-def answered(readiness: Readiness | Exception | None, contexts: Mapping[Any, Any] | None = None) -> bytes:
+def answered(readiness: Readiness | Exception | None) -> bytes:
     """All that `/readyz` is answered with, until the connection ends."""
 
     async def main() -> bytes:
         sock, state = bind(Endpoint("127.0.0.1", 0), 0).sock, State(readiness)
-        present: Any = SimpleNamespace(contexts=contexts or {}, config=SimpleNamespace(health=HealthConfig()))
+        present = health.HealthSettings(metrics=True)
         server = health.HealthServer(sock, state, lambda: present, lambda: None)
         reader, writer = await asyncio.open_connection(*sock.getsockname()[:2])
         writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")

@@ -100,6 +100,7 @@ DATES = {
     "service/workers/process.py:__init__": "of a start, in the status",
     "service/shared/coordinator.py": "of a change, in the status, and what is left of locks",
     "snapshot/bounded_io.py:_begin": "of a call that hangs, in what is said of it",
+    "connector": "of a verdict, and what dates of files are judged by",
     "tls/pki.py": "dates of what it issues",
     "snapshot/startup.py": "dates of certificates and CRLs",
 }

@@ -177,14 +177,14 @@ def test_everything_that_ends_is_in_the_list_and_warned_of_in_the_log(
 
     log, now = ExpiryLog(), (start + hour(18)).timestamp()
     with caplog.at_level(logging.WARNING):
-        again = log.report(generation, now)
+        again = log.report(lifetimes_of(generation), now)
         assert again == found[0].at(URGENT)
-        assert log.report(generation, again - 1) == again
+        assert log.report(lifetimes_of(generation), again - 1) == again
         assert len(caplog.records) == 1
-        assert log.report(generation, again) == found[0].end
-        log.report(generation, found[0].end)
+        assert log.report(lifetimes_of(generation), again) == found[0].end
+        log.report(lifetimes_of(generation), found[0].end)
         assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-        log.report(generation, found[5].end)
+        log.report(lifetimes_of(generation), found[5].end)
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert any("idp" in text for text in errors)
     assert not any("localhost" in text for text in errors), "that is told by the verdict on readiness"

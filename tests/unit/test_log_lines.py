@@ -50,7 +50,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
             facts = os.fstat(stream.fileno())
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "stderr", stream)
-                logs.configure(settings, {"JOURNAL_STREAM": f"{facts.st_dev}:{facts.st_ino}"} if journal else {})
+                environ = {"JOURNAL_STREAM": f"{facts.st_dev}:{facts.st_ino}"} if journal else {}
+                logs.configure(settings.logger, settings.log_level, environ)
             say()
             stream.seek(0)
             return stream.read()

@@ -16,13 +16,12 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 
-from tlsproxy.config.listeners import HEALTH
-from tlsproxy.config.networks import listed
-from tlsproxy.config.proxy_protocol import balancers
+from tlsproxy.config.networks import Network, listed
 from tlsproxy.proxy.frontend.listener import Acceptor, Address
 from tlsproxy.proxy.frontend.proxy_header import SILENT, HeaderReception
 from tlsproxy.proxy.rest.responses import response
@@ -34,7 +33,6 @@ from tlsproxy.wire.proxy_protocol import Header
 
 if TYPE_CHECKING:
     from tlsproxy.admin.readiness import Readiness
-    from tlsproxy.snapshot.generation import Generation
 
 DEADLINE: Final = 5.0
 MAX_CONNECTIONS: Final = 64
@@ -48,6 +46,15 @@ _log = logging.getLogger(__name__)
 _JSON: Final = b"content-type: application/json\r\ncache-control: no-store\r\n"
 
 
+@dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """``balancers`` must send a header of the PROXY protocol; None for nobody. ``context`` is for TLS."""
+
+    metrics: bool
+    balancers: tuple[Network, ...] | None = None
+    context: ssl.SSLContext | None = None
+
+
 class HealthState(Protocol):
     async def ready(self) -> Readiness:
         """The verdict at this moment."""
@@ -57,12 +64,12 @@ class HealthState(Protocol):
 
 
 class HealthServer:
-    """Serves on a listening socket from its creation until :meth:`close`. ``present`` returns the generation;
+    """Serves on a listening socket from its creation until :meth:`close`. ``present`` returns the settings in force;
     ``failed`` is called for each error of accepting.
     """
 
     def __init__(
-        self, sock: socket.socket, state: HealthState, present: Callable[[], Generation], failed: Callable[[], None]
+        self, sock: socket.socket, state: HealthState, present: Callable[[], HealthSettings], failed: Callable[[], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._state = state
@@ -86,7 +93,7 @@ class HealthServer:
             _log.warning("health listener: %s", self._acceptor.trouble)
 
     def _accepted(self, sock: socket.socket, address: Address) -> None:
-        known = balancers(self._present().config.health.proxy_protocol)
+        known = self._present().balancers
         if known is None:
             self._admit(sock)
         elif not listed(address[0].removeprefix("::ffff:"), known):
@@ -109,7 +116,7 @@ class HealthServer:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._open[_Connection(self, sock, self._present().contexts.get(HEALTH))] = None
+        self._open[_Connection(self, sock, self._present().context)] = None
 
     def ended(self, connection: _Connection) -> None:
         self._open.pop(connection, None)
@@ -123,7 +130,7 @@ class HealthServer:
 
     async def answer(self, method: str, path: str) -> tuple[int, bytes, bytes]:
         """Status, header lines and body."""
-        if path == "/metrics" and not self._present().config.health.metrics:
+        if path == "/metrics" and not self._present().metrics:
             return _told(404, "health.metrics is false: no metrics are served here")
         if path not in {"/livez", "/readyz", "/metrics"}:
             return _told(404, "Only /livez, /readyz and /metrics are served here")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 
-if sys.argv[1:2] == ["run"]:
+if sys.argv[1:2] in (["run"], ["connect"]):
     # The kernel holds a SIGHUP until there is something to reload: its default is an end. The imports take longer than
     # all that Python does before.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -23,6 +23,7 @@ from tlsproxy import __version__
 _COMMANDS: Final = {
     "init": ("init", "init"),
     "run": ("run", "run"),
+    "connect": ("connect", "connect"),
     "status": ("operate", "status"),
     "top": ("operate", "top"),
     "reload": ("operate", "reload_command"),

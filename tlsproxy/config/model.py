@@ -272,7 +272,7 @@ class Logger(Section):
     """stderr or stdout; not stdout if `audit.dir` is `-`."""
 
 
-def _upper(value: object) -> object:
+def upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
@@ -313,6 +313,6 @@ class Config(Section):
     health: HealthConfig = HealthConfig()
     workers: Annotated[StrictInt, Field(ge=1, le=64), NEEDS_RESTART] = 1
     """Processes that serve, 1 to 64: one for each core to use. With more than 1, a supervisor process watches them."""
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(upper)] = "INFO"
     """DEBUG, INFO, WARN or ERROR."""
     logger: Annotated[Logger, NEEDS_RESTART] = Logger()

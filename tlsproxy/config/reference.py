@@ -110,7 +110,12 @@ config reference` prints it for the installed version, `tlsproxy config schema` 
 
 def as_yaml() -> str:
     """The whole configuration as a commented YAML file."""
-    return "\n".join([_YAML_HEAD, *_sections(set())]) + "\n"
+    return commented(Config, _YAML_HEAD, EXAMPLES)
+
+
+def commented(root: type[Section], head: str, examples: Mapping[str, Any]) -> str:
+    """A commented YAML file with every key of the model ``root``."""
+    return "\n".join([head, *_sections(root, examples)]) + "\n"
 
 
 def as_markdown() -> str:
@@ -118,12 +123,13 @@ def as_markdown() -> str:
     return "\n".join([_MARKDOWN_HEAD, *_tables()]) + "\n"
 
 
-def _sections(seen: set[type[Section]]) -> Iterator[str]:
-    for name, field in Config.model_fields.items():
+def _sections(root: type[Section], examples: Mapping[str, Any]) -> Iterator[str]:
+    seen: set[type[Section]] = set()
+    for name, field in root.model_fields.items():
         yield ""
         yield from _comment(_description(field), 0)
         model = model_in(field.annotation)
-        example = EXAMPLES.get(name)
+        example = examples.get(name)
         if model is None:
             yield f"{name}: {_flow(_plain(field.default))}"
         elif name not in NESTED:
@@ -137,8 +143,8 @@ def _sections(seen: set[type[Section]]) -> Iterator[str]:
             yield from (f"  {key}: {_flow(value)}" for key, value in rest)
         else:
             yield f"{name}:"
-            yield from _entry(model, EXAMPLES[name][0], seen)
-            yield from (f"  - {_flow(value)}" for value in EXAMPLES[name][1:])
+            yield from _entry(model, examples[name][0], seen)
+            yield from (f"  - {_flow(value)}" for value in examples[name][1:])
 
 
 def _entry(model: type[Section], values: Mapping[str, Any], seen: set[type[Section]]) -> Iterator[str]:

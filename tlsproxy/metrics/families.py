@@ -198,5 +198,29 @@ WORKER_SILENT: Final = _gauge(
     "worker_silent_seconds", "seconds", "Time for which a worker has not answered its supervisor.", "worker"
 )
 
+CONNECT_CONNECTIONS: Final = _counter(
+    "connect_connections",
+    "connections",
+    "As all `connect_*`, of client mode (`tlsproxy connect`). Connections of clients that ended; result: ended, cut, "
+    "idle, no_target, drained, full.",
+    "listener",
+    "result",
+)
+CONNECT_OPEN: Final = _gauge("connect_open_connections", "connections", "Open connections of clients.", "listener")
+CONNECT_BYTES: Final = _counter(
+    "connect_bytes", "bytes", "Relayed bytes; direction: out (to the target), in.", "listener", "direction"
+)
+CONNECT_FAILURES: Final = _counter(
+    "connect_failures",
+    "connections",
+    "Failed connections to an address of a target; reason: refused, timeout, unresolved, unreachable, or that of TLS.",
+    "listener",
+    "target",
+    "reason",
+)
+CONNECT_TARGET_UP: Final = _gauge(
+    "connect_target_up", "0 or 1", "Whether the last connection to a target stood.", "listener", "target"
+)
+
 FAMILIES: Final = tuple(each for each in list(globals().values()) if isinstance(each, Family))
 """All of them, in this order."""

@@ -8,11 +8,10 @@ The process that reloads has it, so that of several workers none warns for itsel
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tlsproxy.snapshot.generation import Generation
-from tlsproxy.snapshot.lifetimes import due, lifetimes_of, next_due, text
+from tlsproxy.snapshot.lifetimes import Lifetime, due, next_due, text
 
 _PARTS: Final = frozenset({"server", "intermediate", "crl"})
 
@@ -25,9 +24,8 @@ class ExpiryLog:
     def __init__(self) -> None:
         self._warned: Mapping[str, float] = {}
 
-    def report(self, generation: Generation, now: float) -> float:
+    def report(self, lifetimes: Sequence[Lifetime], now: float) -> float:
         """Log what is due at ``now`` (seconds since the epoch). The moment at which something is due again."""
-        lifetimes = lifetimes_of(generation)
         found, self._warned = due(lifetimes, now, self._warned)
         for one in found:
             if now < one.end:

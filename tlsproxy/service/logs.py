@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, TextIO
 
 from tlsproxy.audit.line import json_string, timestamp
-from tlsproxy.config.model import Config
+from tlsproxy.config.model import Logger
 from tlsproxy.text import printable
 
 _log = logging.getLogger(__name__)
@@ -30,9 +30,8 @@ _KNOWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctim
 """Attributes of every record; others come from `extra`."""
 
 
-def configure(config: Config, environ: Mapping[str, str]) -> None:
+def configure(logger: Logger, level: str, environ: Mapping[str, str]) -> None:
     """Set up the log of this process, once, before its first record."""
-    logger = config.logger
     stream = sys.stdout if logger.output == "stdout" else sys.stderr
     journal = environ.get("JOURNAL_STREAM") == _identity(stream)
     handler = logging.StreamHandler(stream)
@@ -44,16 +43,16 @@ def configure(config: Config, environ: Mapping[str, str]) -> None:
     handler.setFormatter(_Prioritised(formatter) if journal else formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    set_level(config)
+    set_level(level)
     logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have all fields, API keys too
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # a reload reports the changes
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
 
 
-def set_level(config: Config) -> None:
+def set_level(level: str) -> None:
     """Apply `log_level` of the configuration in force."""
-    logging.getLogger().setLevel(config.log_level.replace("WARN", "WARNING"))
+    logging.getLogger().setLevel(level.replace("WARN", "WARNING"))
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -163,7 +163,7 @@ class Reloader:
         """Reload, until cancelled, when time or the environment may have mended a fault."""
         while True:
             self._validated.clear()
-            expiry = self._expiry.report(self._target.generation, self._target.clock.now())
+            expiry = self._expiry.report(lifetimes_of(self._target.generation), self._target.clock.now())
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._next_retry(expiry)):
                     await self._validated.wait()
@@ -275,7 +275,7 @@ class Reloader:
         self._settle_retry(before)
         new = candidate.generation
         if new is not old:
-            logs.set_level(new.config)
+            logs.set_level(new.config.log_level)
             self._metrics.published(new)
             self._watcher.serves(new.config)
         self._key_sets.published(new.config)

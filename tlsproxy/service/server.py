@@ -24,15 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import tlsproxy
-from tlsproxy.admin.health import HealthServer
+from tlsproxy.admin.health import HealthServer, HealthSettings
 from tlsproxy.audit import counters
 from tlsproxy.audit.files import ALONE, Turn
 from tlsproxy.audit.line import event_line
 from tlsproxy.audit.log import AuditLog, NoAudit, audit_log
 from tlsproxy.config.endpoints import UnixSocket
 from tlsproxy.config.health import health_endpoint
-from tlsproxy.config.listeners import shown, titles
+from tlsproxy.config.listeners import HEALTH, shown, titles
 from tlsproxy.config.problems import ConfigError
+from tlsproxy.config.proxy_protocol import balancers
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.gateway import Event
 from tlsproxy.proxy.decision.affinity import KEY_SIZE
@@ -97,7 +98,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             print(error, file=sys.stderr)  # noqa: T201
             return 1 if error.kind is FailureKind.ENVIRONMENT else 2
         config = first.generation.config
-        logs.configure(config, os.environ)
+        logs.configure(config.logger, config.log_level, os.environ)
         if config.admin.listen is not None:  # before the first client is accepted, which would wait for it
             import tlsproxy.admin.server  # noqa: F401, PLC0415
         try:
@@ -296,7 +297,13 @@ class _Program:
         """Serve health checks; the URL of their listener, if there is one."""
         if sock is None:
             return None
-        server = HealthServer(sock, state, lambda: served.generation, served.counted.accept_error)
+
+        def settings() -> HealthSettings:
+            generation = served.generation
+            health = generation.config.health
+            return HealthSettings(health.metrics, balancers(health.proxy_protocol), generation.contexts.get(HEALTH))
+
+        server = HealthServer(sock, state, settings, served.counted.accept_error)
         stack.callback(server.close)
         address = address_of(sock)
         if isinstance(address, UnixSocket):

@@ -18,6 +18,7 @@ from tlsproxy.tls.certinfo import CertificateFacts, facts_of
 if TYPE_CHECKING:
     from tlsproxy.authz.tokens import VerificationKey
     from tlsproxy.snapshot.generation import Generation
+    from tlsproxy.snapshot.server_tls import TlsStates
 
 Kind: TypeAlias = Literal["server", "intermediate", "ca", "crl", "client", "server_ca", "key", "issuer"]
 State: TypeAlias = Literal["ok", "soon", "over"]
@@ -107,7 +108,7 @@ def _all(generation: Generation) -> Iterator[Lifetime]:
     for crl in material.crls:
         detail, edition = f"{crl.count} revoked", f"{crl.scope} {crl.number} {crl.this_update}"
         yield Lifetime("crl", crl.issuer, crl.path, detail, crl.this_update, crl.next_update, edition)
-    yield from _of_upstreams(generation)
+    yield from tls_lifetimes(generation.states)
     for key in generation.config.keys:
         if key.expires is not None:
             end = key.expires.timestamp()
@@ -120,11 +121,12 @@ def _all(generation: Generation) -> Iterator[Lifetime]:
             yield Lifetime("issuer", verifier.name, source, f"key {last.kid}", start, end, f"{last.kid} {end}")
 
 
-def _of_upstreams(generation: Generation) -> Iterator[Lifetime]:
-    for path, certificate in generation.states.client_certificates.items():
+def tls_lifetimes(states: TlsStates) -> Iterator[Lifetime]:
+    """Of our client certificates, and of the CAs that verify servers."""
+    for path, certificate in states.client_certificates.items():
         for facts in map(facts_of, certificate.value.chain):
             yield _certificate("client", facts, str(path))
-    for path, authorities in generation.states.server_authorities.items():
+    for path, authorities in states.server_authorities.items():
         for facts in map(facts_of, authorities.value):
             yield _certificate("server_ca", facts, str(path))
 

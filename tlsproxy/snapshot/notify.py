@@ -71,10 +71,10 @@ class FileNotifications:
         if error is not None:
             self._report(str(error))
 
-    def _report(self, reason: str) -> None:
-        if self._reported != reason:
-            self._reported = reason
-            log.warning("file notifications do not work (%s); changes are found by polling alone", reason)
+    def _report(self, cause: str) -> None:
+        if self._reported != cause:
+            self._reported = cause
+            log.warning("file notifications do not work (%s); changes are found by polling alone", cause)
 
     def _run(self, places: WatchPaths, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
         def matters(_change: Change, path: str) -> bool:

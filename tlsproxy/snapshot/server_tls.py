@@ -5,7 +5,7 @@ connection is known to be as a new one would be.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tlsproxy.config.endpoints import UnixSocket, UpstreamUrl
 from tlsproxy.config.pins import pin_of
@@ -13,18 +13,31 @@ from tlsproxy.tls.client_context import ClientTls, ExpectedServer, client_tls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from cryptography import x509
 
     from tlsproxy.config.upstream_tls import UpstreamTls
-    from tlsproxy.snapshot.states import States
+    from tlsproxy.snapshot.states import InputState
+    from tlsproxy.tls.owncert import OwnCertificate
 
 _Key: TypeAlias = tuple[object, ...]
+
+
+class TlsStates(Protocol):
+    """States of the files that sections of TLS name."""
+
+    @property
+    def server_authorities(self) -> Mapping[Path, InputState[tuple[x509.Certificate, ...]]]: ...
+    @property
+    def client_certificates(self) -> Mapping[Path, InputState[OwnCertificate]]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
     """``made`` so far, by all that each was made of; ``former`` is that of the generation before."""
 
-    states: States = field(repr=False)
+    states: TlsStates = field(repr=False)
     former: Mapping[_Key, ClientTls] = field(repr=False)
     made: dict[_Key, ClientTls] = field(default_factory=dict, repr=False)
 

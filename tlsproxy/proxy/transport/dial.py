@@ -110,6 +110,11 @@ class DialledStream(Stream):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
+    @property
+    def reached(self) -> bool:
+        """Whether the socket is connected; over TLS the handshake may still be under way."""
+        return self._connected
+
     def _dial(self) -> None:
         sock, (family, where) = self._sock, self.address
         self._attempts[sock] = self.address

@@ -33,6 +33,9 @@ _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI44x")
 RFC 4898), and `tcpi_notsent_bytes`.
 """
 
+_RESET: Final = struct.pack("ii", 1, 0)
+"""Linux' `struct linger`, with which a close resets the connection (socket(7))."""
+
 _EMPTY: Final[deque[Content | memoryview]] = deque()
 """Shared queue of streams with nothing to write: nearly all at any time, and a deque takes 760 bytes."""
 
@@ -327,7 +330,7 @@ class Stream:
         self._out = _EMPTY
         self._queued = 0
         self._stop_writing()
-        if self._closing:
+        if self._closing or self.ended:
             self.abort(error)
         else:
             self._read_rest(error)
@@ -401,6 +404,15 @@ class Stream:
         self._deadlines.discard(self)
         self._sock.close()
         self._loop.call_soon(self._lost, error)
+
+    def reset(self) -> None:
+        """Sends the queue as far as the kernel takes it, and ends with a reset: a cut must not look like an end.
+
+        A unix socket has no resets: there it looks like an end unless data is unread.
+        """
+        if not self.closed and self._sock.family != socket.AF_UNIX:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        Stream.close(self, 0.0)  # over TLS without a close_notify
 
     def _lost(self, error: Exception | None) -> None:
         """Calls the present handler: a new one may have ended the stream before it became its handler.

@@ -137,7 +137,7 @@ class Worker:
             self._serving = self._serve(generation)
         else:
             self._serving.adopt(generation)
-        logs.set_level(generation.config)
+        logs.set_level(generation.config.log_level)
         return generation.digest.encode()
 
     def _serve(self, generation: Generation) -> Serving:
@@ -214,7 +214,7 @@ async def _run(control: socket.socket) -> None:
         ends = [0, *itertools.accumulate(message.head["sizes"])]
         files = [message.body[start:end] for start, end in itertools.pairwise(ends)]
         started = configuration_of(files, config_path, os.environ).config
-        logs.configure(started, os.environ)
+        logs.configure(started.logger, started.log_level, os.environ)
         worker = Worker(channel, message.head, config_path, started)
         await channel.send(ChannelMessage({"id": message.head["id"]}))
         await worker.run()

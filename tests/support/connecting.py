@@ -1,0 +1,122 @@
+"""`tlsproxy connect` as it really runs, and TLS servers that it connects to."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from support.forked import ForkedProcess
+from support.gateway import DEADLINE, Lines
+from support.sockets import serving
+
+TLS = {"ca_cert": "ca.pem", "cert": "client.pem", "key": "client.key", "poll_interval": 0.2}
+Handle = Callable[[ssl.SSLSocket], None]
+
+
+def echo(sock: ssl.SSLSocket) -> None:
+    """Returns what comes until it ends, and ends too."""
+    while data := sock.recv(65536):
+        sock.sendall(data)
+    sock.unwrap()
+
+
+def tls_serving(context: ssl.SSLContext, handle: Handle = echo) -> AbstractContextManager[str]:
+    """A TLS server with a thread for each connection: its ``host:port``."""
+
+    def serve(sock: socket.socket) -> None:
+        sock.settimeout(DEADLINE)
+        with context.wrap_socket(sock, server_side=True) as tls:
+            handle(tls)
+
+    return serving(serve)
+
+
+class Connecting:
+    """``health`` is the URL of its health listener. ``inherit`` and ``fresh`` as of a gateway."""
+
+    def __init__(
+        self, directory: Path, listeners: Sequence[dict[str, Any]], tls: dict[str, Any] = TLS, **sections: Any
+    ) -> None:
+        self.config = directory / "client.yaml"
+        self._ready = directory / "ready.json"
+        self._sections = {"health": {"listen": "127.0.0.1:0"}, **sections}
+        self.write(listeners, tls)
+        self._environ: dict[str, str] = {"PATH": "/usr/bin:/bin"}
+
+    def write(self, listeners: Sequence[dict[str, Any]], tls: dict[str, Any] = TLS, **sections: Any) -> None:
+        """Replaces the configuration."""
+        staged = self.config.with_suffix(".new")
+        staged.write_text(yaml.dump({"listeners": list(listeners), "tls": tls, **self._sections, **sections}))
+        staged.replace(self.config)
+
+    def __enter__(self) -> Self:
+        command = ["connect", "--config", str(self.config), "--ready-file", str(self._ready)]
+        self.process = ForkedProcess(command, self._environ)
+        self.log, self._out = Lines(self.process.stderr), Lines(self.process.stdout)
+        try:
+            self.log.wait(lambda line: "serving health checks on" in line)
+            found = json.loads(self._ready.read_text())
+            self.addresses: dict[str, str] = found["listeners"]
+            self.health: str = found["health"]
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        log = self.log.drain()
+        assert not self._out.drain()
+        assert not [line for line in log if "CRITICAL" in line or "Traceback" in line], "\n".join(log)
+
+    def connect(self, listen: str) -> socket.socket:
+        """A plaintext connection to a listener of the configuration."""
+        address = self.addresses[listen]
+        if address.startswith("unix:"):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(DEADLINE)
+            sock.connect(address.removeprefix("unix:").replace("@", "\0"))
+            return sock
+        host, _, port = address.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), DEADLINE)
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Status and body of a request to the health listener."""
+        try:
+            with urllib.request.urlopen(f"{self.health}{path}", timeout=DEADLINE) as response:  # noqa: S310
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+
+def said(sock: socket.socket, data: bytes) -> bytes:
+    """The whole answer to data that ends."""
+    with sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while more := sock.recv(65536):
+            answer += more
+        return answer

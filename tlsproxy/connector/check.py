@@ -1,0 +1,78 @@
+"""Check of a target that nobody has tried, or whose pause is over: a connection that carries nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from tlsproxy.connector.dialling import Candidate, Dialler, Dialling
+from tlsproxy.connector.targets import TargetState
+from tlsproxy.proxy.transport.dial import DialledStream
+from tlsproxy.tls.client_context import ServerRefused
+
+REFUSAL: Final = 0.5
+"""Seconds for the server to refuse our certificate: with TLS 1.3 it does that after our handshake is done."""
+
+
+class Checker(Dialler, Protocol):
+    """The part of the connector that a check needs."""
+
+    def stood(self, candidate: Candidate) -> None: ...
+    def checked(self, check: Check) -> None: ...
+
+
+class Check:
+    """Handler of the server's stream once it stands."""
+
+    def __init__(self, checker: Checker, state: TargetState) -> None:
+        self._checker = checker
+        self._state = state
+        self._dialling: Dialling | None = None
+        self._candidate: Candidate | None = None
+        self._server: DialledStream | None = None
+
+    def begin(self, candidates: Sequence[Candidate]) -> None:
+        """``candidates`` are of one target."""
+        self._state.checking = True
+        self._dialling = Dialling(self._checker, candidates, self._stands, self._over)
+        self._dialling.next()
+
+    def cancel(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._server is not None:
+            self._server.abort()
+
+    def _stands(self, candidate: Candidate, server: DialledStream) -> None:
+        self._candidate, self._server = candidate, server
+        server.handler = self
+        server.deadline = time.monotonic() + REFUSAL
+
+    def _over(self, _error: Exception | None = None) -> None:
+        self._state.checking = False
+        self._checker.checked(self)
+
+    def data_received(self, data: bytes) -> None:
+        del data
+        self.deadline_passed()
+
+    def deadline_passed(self) -> None:
+        """It was not refused."""
+        if self._server is not None and self._candidate is not None:
+            self._checker.stood(self._candidate)
+            self._server.close(REFUSAL)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if isinstance(error, ServerRefused) and self._candidate is not None:
+            self._checker.failed(self._candidate, error)
+        self._over()
+
+    def pause_writing(self) -> None:
+        """Nothing is written."""
+
+    def resume_writing(self) -> None:
+        """Nothing is written."""
+
+    def rearm(self) -> None:
+        """Its deadline is fixed."""

@@ -1,0 +1,57 @@
+"""Counters of client mode, and their exposition."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tlsproxy import __version__
+from tlsproxy.metrics import families
+from tlsproxy.metrics.metrics import exposition
+from tlsproxy.snapshot.lifetimes import Lifetime
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+
+class Counted:
+    """Counters of one process. ``targets`` and ``lifetimes`` are asked at each exposition."""
+
+    def __init__(
+        self,
+        targets: Callable[[], Iterable[tuple[tuple[str, str], bool | None]]],
+        lifetimes: Callable[[], Sequence[Lifetime]],
+    ) -> None:
+        self._targets = targets
+        self._lifetimes = lifetimes
+        self._ready: Mapping[str, bool] = {}
+        self.open: Counter[str] = Counter()
+        self.connections: Counter[tuple[str, str]] = Counter()
+        self.bytes: Counter[tuple[str, str]] = Counter()
+        self.failures: Counter[tuple[str, str, str]] = Counter()
+        self.accept_errors = 0
+        self.reloads: Counter[tuple[str, str]] = Counter()
+
+    def accept_error(self) -> None:
+        self.accept_errors += 1
+
+    def readiness(self, parts: Mapping[str, bool]) -> None:
+        self._ready = parts
+
+    def render(self) -> tuple[bytes, str]:
+        """Prometheus exposition and its content type."""
+        return exposition(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """prometheus_client's interface of a collector."""
+        yield families.BUILD_INFO.keyed({__version__: 1})
+        yield families.CONNECT_OPEN.keyed(self.open)
+        yield families.CONNECT_CONNECTIONS.of(self.connections.items())
+        yield families.CONNECT_BYTES.of(self.bytes.items())
+        yield families.CONNECT_FAILURES.of(self.failures.items())
+        yield families.CONNECT_TARGET_UP.of((labels, up) for labels, up in self._targets() if up is not None)
+        yield families.ACCEPT_ERRORS.single(self.accept_errors)
+        yield families.RELOADS.of(self.reloads.items())
+        yield families.EXPIRY.of(((one.kind, one.name), one.end) for one in self._lifetimes())
+        yield families.READY.keyed(self._ready)

@@ -1,0 +1,226 @@
+"""The program of client mode: first configuration, log, signals, sockets, renewal and health around the data path.
+
+SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, those there are go on for up to `limits.drain_timeout`. A
+second one ends the process at once, as the first does during the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+import tlsproxy
+from tlsproxy.admin.health import HealthServer, HealthSettings
+from tlsproxy.config.endpoints import UnixSocket, listen_endpoint
+from tlsproxy.config.problems import ConfigError
+from tlsproxy.connector.material import Material, Source
+from tlsproxy.connector.serving import Serving
+from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.proxy.frontend.listener import address_of, bind
+from tlsproxy.service import logs
+from tlsproxy.service.expiry_log import ExpiryLog
+from tlsproxy.service.readiness_monitor import ReadinessMonitor
+from tlsproxy.service.reload_result import ReloadResult, outcome
+from tlsproxy.service.runtime import loop_factory
+from tlsproxy.service.systemd.notify import Notifier
+from tlsproxy.snapshot.name_resolution import START_DEADLINE
+from tlsproxy.snapshot.notify import FileNotifications
+from tlsproxy.snapshot.watch_paths import places_of
+from tlsproxy.threads import in_thread
+
+_HEALTH_MODE: Final = 0o666
+"""Mode of a unix socket for health checks: answers are for whoever can connect, as on a network."""
+_log = logging.getLogger(__name__)
+
+
+def run(config_path: Path, ready_file: Path | None) -> int:
+    """Serve until stopped.
+
+    Returns the exit status: 0 after a stop, 1 after a failure, where a retry may succeed, 2 for a refused configuration
+    or file, which needs a person.
+    """
+    notifier = Notifier.of(os.environ, os.getpid())
+    source = Source(config_path, os.environ)
+    try:
+        material = source.first(lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201 - before there is a log
+    except ConfigError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    except TlsproxyError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1 if error.kind is FailureKind.ENVIRONMENT else 2
+    logs.configure(material.config.logger, material.config.log_level, os.environ)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        try:
+            runner.run(_Program(source, material, ready_file, notifier).serve())
+        except asyncio.CancelledError:
+            _log.info("ended before it served")
+        except (TlsproxyError, OSError) as error:
+            _log.critical("cannot serve: %s", error)
+            return 1
+    return 0
+
+
+class _Program:
+    def __init__(self, source: Source, material: Material, ready_file: Path | None, notifier: Notifier) -> None:
+        self._source = source
+        self._started = material.config
+        self._first = material
+        self._ready_file = ready_file
+        self._notifier = notifier
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._due = asyncio.Event()
+        self._hung_up = False
+        self._publications = 1
+        self._told = material.problems(time.time())
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, which cancel it during the start."""
+        self._starting = asyncio.current_task()
+        impaired = asyncio.Event()
+        with ExitStack() as stack:
+            bound = self._bind(stack)
+            health = self._bind_health(stack)
+            self._handle_signals(asyncio.get_running_loop())
+            serving = Serving(self._first, impaired)
+            stack.callback(serving.close)
+            await serving.names.resolve(START_DEADLINE)
+            serving.start(bound)
+            if health is not None:
+                settings = HealthSettings(metrics=True)
+                server = HealthServer(health, serving, lambda: settings, serving.counted.accept_error)
+                stack.callback(server.close)
+            self._announce(bound, health)
+            monitor = ReadinessMonitor(serving.ready, serving.counted, self._notifier, impaired)
+            self._starting = None
+            async with asyncio.TaskGroup() as tasks:
+                owned = [
+                    tasks.create_task(monitor.run()),
+                    tasks.create_task(serving.names.run()),
+                    tasks.create_task(self._renew(serving)),
+                ]
+                await self._stopping.wait()
+                self._notifier.stopping()
+                await serving.drain(self._ended)
+                for task in owned:
+                    task.cancel()
+
+    def _bind(self, stack: ExitStack) -> Mapping[str, socket.socket]:
+        """A socket for each listener. Raises OSError."""
+        found = {}
+        for listener in self._started.listeners:
+            bound = bind(listener.endpoint, int(listener.unix_mode, 8))
+            stack.callback(bound.close)
+            found[listener.listen] = bound.sock
+        return found
+
+    def _bind_health(self, stack: ExitStack) -> socket.socket | None:
+        if self._started.health.listen is None:
+            return None
+        bound = bind(listen_endpoint(self._started.health.listen), _HEALTH_MODE)
+        stack.callback(bound.close)
+        return bound.sock
+
+    def _announce(self, bound: Mapping[str, socket.socket], health: socket.socket | None) -> None:
+        addresses = {listen: str(address_of(sock)) for listen, sock in bound.items()}
+        listeners = ((addresses[each.listen], each.targets) for each in self._started.listeners)
+        serving = "; ".join(f"{address} to {' or '.join(targets)}" for address, targets in listeners)
+        url = "" if health is None else str(address_of(health))
+        if health is not None and not isinstance(address_of(health), UnixSocket):
+            url = f"http://{url}"
+        if self._ready_file is not None:
+            staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
+            staged.write_text(json.dumps({"listeners": addresses, "health": url or None}), encoding="utf-8")
+            staged.replace(self._ready_file)
+        _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
+        if url:
+            _log.info("serving health checks on %s", url)
+        for warning in self._first.warnings:
+            _log.warning("%s", warning)
+        self._notifier.serving(serving, ReloadResult("ok", "start", time.time(), self._publications))
+
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_signal_handler(signal.SIGHUP, self._on_hang_up)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since the command's start
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
+
+    def _on_hang_up(self) -> None:
+        self._hung_up = True
+        self._due.set()
+
+    def _on_stop(self, name: str) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        elif self._stopping.is_set():
+            _log.warning("%s again: ending at once", name)
+            self._ended.set()
+        else:
+            _log.info("%s: draining", name)
+            self._stopping.set()
+
+    async def _renew(self, serving: Serving) -> None:
+        """Read the files by interval, when they may have changed, and at SIGHUP, until cancelled."""
+        hint = FileNotifications()
+        hint.stirred = self._due
+        expiry = ExpiryLog()
+        try:
+            while True:
+                timeout = serving.material.config.tls.read_timeout
+                await hint.watch(await in_thread(places_of, self._source.paths, timeout))
+                await self._read(serving)
+                expiry.report(serving.lifetimes(), time.time())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause(serving.material)):
+                        await self._due.wait()
+                self._due.clear()
+        finally:
+            await hint.close()
+
+    @staticmethod
+    def _pause(material: Material) -> float:
+        """Seconds to the next reading: less while a pair is settling."""
+        now = time.time()
+        moments = [fault.due for fault in material.faults.values() if fault.settling(now)]
+        return max(min([material.config.tls.poll_interval, *(moment - now for moment in moments)]), 0.1)
+
+    async def _read(self, serving: Serving) -> None:
+        """Read the files, and publish what is new."""
+        hung_up, self._hung_up = self._hung_up, False
+        trigger, former = "sighup" if hung_up else "files", serving.material
+        if hung_up:
+            self._notifier.reloading()
+        try:
+            material = await in_thread(self._source.next, former, self._started)
+        except (OSError, RuntimeError, MemoryError) as error:  # no thread, no descriptor
+            _log.error("the files cannot be read now: %s", error)
+            material = former
+        if material is not former or hung_up or material.problems(time.time()) != self._told:
+            self._publish(serving, material, trigger)
+
+    def _publish(self, serving: Serving, material: Material, trigger: str) -> None:
+        changed, told = material.states != serving.material.states, self._told
+        self._told = material.problems(time.time())
+        error = "\n".join(self._told)
+        result = outcome(error, changed=changed)
+        if changed:
+            self._publications += 1
+            logs.set_level(material.config.log_level)
+            _log.info("new connections use the files as they are now (%s)", trigger)
+        for problem in self._told if self._told != told else ():
+            _log.error("not in force: %s", problem)
+        serving.adopt(material)
+        serving.counted.reloads[result, trigger] += 1
+        self._notifier.reloaded(ReloadResult(result, trigger, time.time(), self._publications, error))

@@ -1,0 +1,83 @@
+"""Order of a listener's targets: as configured, and those that failed last. No IO, no clock.
+
+A target that failed pauses for a second, twice as long after each further failure, up to a minute. Within the pause it
+is tried last; after it, a check of its own says whether it is back, before clients are sent there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tlsproxy.proxy.core.balancer import FIRST_PAUSE, LONGEST_PAUSE
+from tlsproxy.proxy.transport.dial import Address
+
+
+@dataclass(slots=True)
+class TargetState:
+    """``up`` is None before the first connection; ``reason`` is that of the last failure, "" while it is up.
+
+    ``address``: the last that stood. ``until``: the end of its pause (monotonic clock). ``checking``: its check is
+    under way.
+    """
+
+    up: bool | None = None
+    reason: str = ""
+    address: Address | None = None
+    pause: float = 0.0
+    until: float = float("-inf")
+    checking: bool = False
+
+
+class Targets:
+    """States of one listener's targets, by their names. Moments are of the monotonic clock."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.states: dict[str, TargetState] = {}
+        self.adopt(names)
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """The configured ones from now on; one of the same name keeps its state."""
+        self.states = {name: self.states.get(name) or TargetState() for name in names}
+
+    def order(self) -> list[str]:
+        """In the order to try: as configured, those that are down last: the one first whose pause ends first."""
+
+        def place(name: str) -> tuple[bool, float]:
+            state = self.states[name]
+            return (True, state.until) if state.up is False else (False, 0.0)
+
+        return sorted(self.states, key=place)
+
+    def failed(self, name: str, reason: str, now: float) -> bool:
+        """Begins a pause. Whether that is a change worth a line: it was not down, or for another reason.
+
+        Failures within a pause do not lengthen it.
+        """
+        state = self.states.get(name)
+        if state is None:
+            return False
+        changed = state.up is not False or state.reason != reason
+        state.up, state.reason = False, reason
+        if now >= state.until:
+            state.pause = min(max(2 * state.pause, FIRST_PAUSE), LONGEST_PAUSE)
+            state.until = now + state.pause
+        return changed
+
+    def stood(self, name: str, address: Address | None) -> bool:
+        """A connection stands at this address. Whether that is a change: it was down."""
+        state = self.states.get(name)
+        if state is None:
+            return False
+        changed = state.up is False
+        state.up, state.reason, state.address = True, "", address
+        state.pause, state.until = 0.0, float("-inf")
+        return changed
+
+    def due(self, now: float) -> list[str]:
+        """Targets to check: those that nobody has tried, and those whose pause is over."""
+        return [
+            name
+            for name, state in self.states.items()
+            if state.up is not True and not state.checking and now >= state.until
+        ]
