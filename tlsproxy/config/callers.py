@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 from pydantic import (
     AwareDatetime,
@@ -11,15 +11,19 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
     Tag,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from tlsproxy.authz.claim_paths import LONGEST_PATH
 from tlsproxy.authz.tokens import IssuerAlgorithm
+from tlsproxy.config.descriptions import descriptions
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that appears in the audit log and as a metric's label."""
@@ -27,18 +31,6 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 KeySetUrl = Annotated[str, Field(pattern="://")]
 """A URL rather than a path; :func:`tlsproxy.config.endpoints.check_key_set_url` checks it."""
-
-
-RESTART: Final = "Needs a restart."
-
-
-def _say_restart(schema: dict[str, Any]) -> None:
-    if "description" in schema:  # else it is a section, whose own description says so
-        schema["description"] += f" {RESTART}"
-
-
-NEEDS_RESTART: Final = Field(json_schema_extra=_say_restart)
-"""Marks a key that is read once, when the service starts, since something is bound or opened by it."""
 
 
 ClaimPath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)]
@@ -58,7 +50,15 @@ Scalar = Annotated[
 class Section(BaseModel):
     """A frozen mapping. An unknown key is an error; the loader removes Qdrant's unused ones first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for key, text in descriptions(cls).items():
+            properties[key]["description"] = text
+        return schema
 
 
 class Match(Section):

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, StrictFloat, StrictInt, Tag
 
 from tlsproxy.config.bundle import BundleConfig
-from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Scalar, Section
+from tlsproxy.config.callers import CaConstraint, JwtIssuer, Label, Match, NamedKey, Scalar, Section
+from tlsproxy.config.descriptions import NEEDS_RESTART
 from tlsproxy.config.grants import CollectionGrant, Operations
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 from tlsproxy.config.locks import LockEntry

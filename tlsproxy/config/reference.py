@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import yaml
 from pydantic import SecretStr
-from pydantic.fields import FieldInfo
 
-from tlsproxy.config.callers import RESTART, Section
+from tlsproxy.config.callers import Section
+from tlsproxy.config.descriptions import descriptions
 from tlsproxy.config.model import Config
-from tlsproxy.config.shape import NESTED, model_in, needs_restart
+from tlsproxy.config.shape import NESTED, model_in
 
 _WIDTH: Final = 118
 _NO_LIMIT: Final = 10_000_000
@@ -127,7 +127,7 @@ def _sections(root: type[Section], examples: Mapping[str, Any]) -> Iterator[str]
     seen: set[type[Section]] = set()
     for name, field in root.model_fields.items():
         yield ""
-        yield from _comment(_description(field), 0)
+        yield from _comment(_description(Config, name), 0)
         model = model_in(field.annotation)
         example = examples.get(name)
         if model is None:
@@ -160,7 +160,7 @@ def _mapping(model: type[Section], values: Mapping[str, Any], indent: int, seen:
     """A mapping with every key. A nested model is spelt out where it comes first, and in one line from then on."""
     seen.add(model)
     for key, field in model.model_fields.items():
-        yield from _comment(_description(field), indent)
+        yield from _comment(_description(model, key), indent)
         value = values.get(key, _plain(field.default))
         nested = model_in(field.annotation)
         if nested is None or nested in seen or not isinstance(value, dict):
@@ -196,10 +196,9 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def _description(field: FieldInfo) -> str:
-    model = model_in(field.annotation)
-    text = " ".join((field.description or (model and model.__doc__) or "").split())
-    return f"{text} {RESTART}" if needs_restart(field) and field.description else text
+def _description(model: type[Section], key: str) -> str:
+    nested = model_in(model.model_fields[key].annotation)
+    return " ".join((descriptions(model).get(key) or (nested and nested.__doc__) or "").split())
 
 
 def _tables() -> Iterator[str]:

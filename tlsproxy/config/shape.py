@@ -16,7 +16,8 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from tlsproxy.config.callers import NEEDS_RESTART, Section
+from tlsproxy.config.callers import Section
+from tlsproxy.config.descriptions import NEEDS_RESTART
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.problems import nearest
@@ -48,7 +49,7 @@ def lists(root: type[Section] = Config) -> Iterator[tuple[str, type[Section]]]:
 
 def needs_restart(field: FieldInfo) -> bool:
     """Whether a changed value takes effect at the next restart only."""
-    return field.json_schema_extra is NEEDS_RESTART.json_schema_extra
+    return NEEDS_RESTART in field.metadata
 
 
 def restart_settings(config: Section) -> dict[str, object]:

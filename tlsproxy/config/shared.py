@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, StrictFloat, StrictInt
 
-from tlsproxy.config.callers import NEEDS_RESTART, Label, Section
+from tlsproxy.config.callers import Label, Section
+from tlsproxy.config.descriptions import NEEDS_RESTART
 from tlsproxy.config.endpoints import Endpoint
 
 PORT: Final = 6379

@@ -10,7 +10,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
 
-from tlsproxy.config.callers import NEEDS_RESTART, Section
+from tlsproxy.config.callers import Section
+from tlsproxy.config.descriptions import NEEDS_RESTART
 from tlsproxy.config.endpoints import Endpoint, UnixSocket, check_host, listen_endpoint, tcp_endpoint
 from tlsproxy.config.environment import overlay
 from tlsproxy.config.findings import Finding
