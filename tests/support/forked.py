@@ -179,11 +179,20 @@ def _serve(sock: socket.socket) -> None:
 
 
 def _main() -> None:
+    import encodings.idna  # noqa: PLC0415
+    import encodings.utf_8_sig  # noqa: PLC0415, F401
+
+    import click.shell_completion  # noqa: PLC0415
+
     import tlsproxy.admin.server  # noqa: PLC0415
-    import tlsproxy.service.server  # noqa: PLC0415, F401
+    import tlsproxy.service.server  # noqa: PLC0415
+    import tlsproxy.service.shared.coordinator  # noqa: PLC0415, F401
     from tlsproxy.cli import main  # noqa: PLC0415
     from tlsproxy.service.workers import worker  # noqa: PLC0415
 
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        main.get_command(context, name)  # imports it
     gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
     if _has_workers(sys.argv[1:]) and is_worker():
