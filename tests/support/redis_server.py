@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from support.gateway import DEADLINE
 
@@ -27,7 +29,7 @@ class RedisServer:
     """Listens on a port of 127.0.0.1, which stays its own over :meth:`kill` and :meth:`start`."""
 
     def __init__(self, directory: Path, *options: str, tls: bool = False) -> None:
-        self._directory, self._options, self._tls = directory, options, tls
+        self.directory, self._options, self._tls = directory, options, tls
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,8 +50,8 @@ class RedisServer:
         ports = ["--port", "0", "--tls-port", str(self.port)] if self._tls else ["--port", str(self.port)]
         self._process = subprocess.Popen(
             ["redis-server", *ports, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--unixsocket",
-             str(self.socket), "--dir", str(self._directory), *self._options],
-            stdout=subprocess.DEVNULL,
+             str(self.socket), "--dir", str(self.directory), *self._options],
+            stdout=subprocess.DEVNULL, cwd=self.directory,
         )  # fmt: skip
         end = time.monotonic() + DEADLINE
         while True:
@@ -63,11 +65,14 @@ class RedisServer:
 
     @property
     def socket(self) -> Path:
-        return self._directory / "redis.sock"
+        return self.directory / "redis.sock"
 
     def client(self, **options: Any) -> redis.Redis:
         """A client beside the gateways', over a unix socket."""
-        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=DEADLINE, protocol=2, **options)
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(
+            unix_socket_path=str(self.socket), socket_timeout=DEADLINE, protocol=2, retry=once, **options
+        )
 
     def kill(self) -> None:
         if self._process is not None:

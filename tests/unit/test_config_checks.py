@@ -546,7 +546,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "store_certificate_without_key": (
         {"shared": {"url": "rediss://store", "ca_cert": "ca.pem", "cert": "c.pem"}},
-        "shared.cert: shared.key is needed",
+        "shared.cert: key is missing",
     ),
     "store_user_without_password": (
         {"shared": {"url": "redis://127.0.0.1", "user": "tlsproxy"}},

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared_gateways import CertifiedStore, certified_store, run
+from snapshot_site import OTHER
 from support.redis_server import RedisServer, needs_store
 
-from tlsproxy.config.shared import SharedConfig
+from tlsproxy.config.shared import store_address
 from tlsproxy.proxy.limits.addresses import TURN
 from tlsproxy.proxy.limits.draws import Draw, Granted, granted
 from tlsproxy.proxy.limits.gcra import Penalty
 from tlsproxy.proxy.limits.leases import Failures
 from tlsproxy.service.shared.coordinator import draw_values, failure_values
-from tlsproxy.service.shared.store import Script, Store, StoreError
-from tlsproxy.tls.pki import Authority
+from tlsproxy.service.shared.store import Script, Store, StoreAccess, StoreError
 
 TIMED = "redis.call('TIME')"
 BEGIN = 1_700_000_000_000_000
@@ -140,38 +142,25 @@ def answering(answer: bytes) -> Iterator[str]:
         serving.join()
 
 
-class Loop(asyncio.SelectorEventLoop):
-    """``transports`` are those of all its connections."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transports: list[asyncio.Transport] = []
-
-    async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
-        transport, protocol = await super().create_connection(*args, **kwargs)
-        self.transports.append(transport)
-        return transport, protocol
-
-
-def asked(**config: Any) -> Any:
-    async def ask() -> Any:
-        store = Store(SharedConfig(**config))
-        try:
-            return await store.run(Script("return 7", "0" * 40), [], [])
-        finally:
-            await store.close()
-            for transport in loop.transports:  # over TLS they may still wait for the server's close_notify
-                transport.abort()
-
-    loop = Loop()
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(ask())
-
-
-def failure(**config: Any) -> StoreError:
+def failure(made: Callable[[], Coroutine[Any, Any, None]]) -> StoreError:
     with pytest.raises(StoreError) as caught:
-        asked(**config)
+        run(made())
     return caught.value
+
+
+SEVEN = Script("return 7", "0" * 40)
+
+
+def store_at(url: str, access: StoreAccess = StoreAccess(), timeout: float = 5.0) -> Store:  # noqa: B008 - frozen
+    return Store(store_address(url), timeout, access)
+
+
+async def asked(url: str, access: StoreAccess = StoreAccess(), timeout: float = 5.0) -> Any:  # noqa: ASYNC109, B008
+    store = store_at(url, access, timeout)
+    try:
+        return await store.run(SEVEN, [], [])
+    finally:
+        await store.close()
 
 
 @pytest.mark.parametrize(("answer", "outcome", "text"), [
@@ -189,55 +178,94 @@ def failure(**config: Any) -> StoreError:
 ])  # fmt: skip
 def test_a_bad_answer_has_its_word(answer: bytes, outcome: str, text: str) -> None:
     with answering(answer) as url:
-        error = failure(url=url, timeout=0.2)
+        error = failure(lambda: asked(url, timeout=0.2))
     assert error.outcome == outcome, str(error)
     assert text in str(error)
     assert "\x1b" not in str(error)
 
 
 def test_nobody_listens() -> None:
-    assert failure(url="redis://127.0.0.1:1").outcome == "unreachable"
+    assert failure(lambda: asked("redis://127.0.0.1:1")).outcome == "unreachable"
 
 
-def test_a_password_file_that_is_not_there(tmp_path: Path) -> None:
-    error = failure(url="redis://127.0.0.1:1", password_file=tmp_path / "none")
-    assert error.outcome == "files"
-    assert str(tmp_path / "none") in str(error)
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CertifiedStore]:
+    with certified_store(tmp_path) as running:
+        yield running
 
 
 @needs_store
-def test_passwords_and_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    authority, stranger = Authority.create(), Authority.create()
-    issued = authority.issue(common_name="store", ips=["127.0.0.1"], server=True)
-    client = authority.issue(common_name="gateway", client=True)
-    for name, data in (
-        ("ca.pem", authority.certificate_pem), ("other.pem", stranger.certificate_pem),
-        ("store.pem", issued.chain_pem), ("store.key", issued.key_pem),
-        ("client.pem", client.chain_pem), ("client.key", client.key_pem),
-        ("password", b"correct horse battery staple\n".replace(b" ", b"-")), ("wrong", b"S3CRET\n"),
-    ):  # fmt: skip
-        (tmp_path / name).write_bytes(data)
-    files = {name: str(tmp_path / name) for name in ("ca.pem", "store.pem", "store.key")}
-    options = ("--tls-cert-file", files["store.pem"], "--tls-key-file", files["store.key"],
-               "--tls-ca-cert-file", files["ca.pem"], "--requirepass", "correct-horse-battery-staple")  # fmt: skip
-    with RedisServer(tmp_path, *options, tls=True) as server:
-        good = {"url": server.url, "ca_cert": tmp_path / "ca.pem", "cert": tmp_path / "client.pem",
-                "key": tmp_path / "client.key", "password_file": tmp_path / "password", "timeout": 5}  # fmt: skip
-        assert asked(**good) == 7
-        assert failure(**good | {"password_file": tmp_path / "wrong"}).outcome == "credentials"
-        assert failure(**good | {"password_file": None}).outcome == "credentials"
-        assert failure(**good | {"cert": None, "key": None}).outcome in {"tls", "unreachable"}
-        assert failure(**good | {"url": f"rediss://localhost:{server.port}"}).outcome == "tls"
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        other = failure(**good | {"ca_cert": tmp_path / "other.pem"})
-        assert other.outcome == "tls", "the system's roots are not trusted"
-        assert failure(**good | {"key": tmp_path / "store.key"}).outcome == "files"
+def test_passwords_and_certificates(store: CertifiedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, good = store.server.url, store.access
+    assert run(asked(url, good)) == 7
+    assert failure(lambda: asked(url, replace(good, password="S3CRET"))).outcome == "credentials"
+    assert failure(lambda: asked(url, replace(good, password=None))).outcome == "credentials"
+    assert failure(lambda: asked(url, replace(good, certificate=None))).outcome in {"tls", "unreachable"}
+    elsewhere = failure(lambda: asked(f"rediss://localhost:{store.server.port}", good))
+    assert elsewhere.outcome == "tls"
+    assert "not for the name" in str(elsewhere)
+    monkeypatch.setenv("SSL_CERT_FILE", str(store.site.directory / "store-ca.pem"))
+    store.site.write("store-ca.pem", OTHER.certificate_pem)
+    stranger = failure(lambda: asked(url, store.access))
+    assert stranger.outcome == "tls", "the system's roots are not trusted"
+    assert failure(lambda: asked(f"redis://127.0.0.1:{store.server.port}")).outcome == "unreachable", "without TLS"
+
+
+@needs_store
+def test_renewed_proofs_are_connected_with_and_the_old_ones_serve_until_then(store: CertifiedStore) -> None:
+    former = store.access
+
+    async def renewals() -> None:
+        one = store_at(store.server.url, former)
+        assert await one.run(SEVEN, [], []) == 7
+        store.renew(OTHER, "new")
+        with pytest.raises(StoreError) as early:
+            await one.renew(store.access)
+        assert early.value.outcome in {"tls", "unreachable"}
+        assert one.connected
+        assert await one.run(SEVEN, [], []) == 7
+        store.admit(OTHER, "new")
+        await one.renew(store.access)
+        assert await one.run(SEVEN, [], []) == 7
+        store.site.write("store-ca.pem", OTHER.certificate_pem)
+        with pytest.raises(StoreError) as distrusted:
+            await one.renew(store.access)
+        assert distrusted.value.outcome == "tls"
+        assert not one.connected, "let in by a CA that is none any more"
+
+    run(renewals())
+    assert failure(lambda: asked(store.server.url, former)).outcome in {"tls", "unreachable"}, "revoked"
+
+
+@needs_store
+def test_an_end_is_orderly_in_any_state_of_the_store(store: CertifiedStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Every connection is closed before the loop is, or pytest and the loop's handler tell."""
+
+    async def ends(state: str, turns: int) -> None:
+        one = store_at(store.server.url, store.access, 0.05)
+        if state != "connecting":
+            await one.run(SEVEN, [], [])
+        if state in {"asking", "timeout"}:
+            store.server.pause()
+        asking = asyncio.create_task(one.run(SEVEN, [], []))
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        if state in {"asking", "connecting"}:
+            asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled() or (state == "timeout") is (asking.exception() is not None)
+        await one.close()
+
+    for state, turns in (("idle", 0), ("asking", 1), ("timeout", 0), *(("connecting", number) for number in range(12))):
+        run(ends(state, turns))
+        store.server.resume()
+    assert not caplog.records
 
 
 @needs_store
 def test_a_unix_socket_and_a_server_that_has_no_scripts_any_more(server: RedisServer) -> None:
     async def twice() -> list[Any]:
-        store = Store(SharedConfig(url=f"unix:{server.socket}", timeout=5))
+        store = store_at(f"unix:{server.socket}")
         script = Script.named("lock")
         answers = [await store.run(script, ["locks", "locked", "ends"], [10])]
         with server.client() as client:
@@ -246,4 +274,4 @@ def test_a_unix_socket_and_a_server_that_has_no_scripts_any_more(server: RedisSe
         await store.close()
         return answers
 
-    assert asyncio.run(twice()) == [0, 0]
+    assert run(twice()) == [0, 0]

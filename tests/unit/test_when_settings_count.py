@@ -28,10 +28,10 @@ RESTART: Final = {
     "admin": {"listen"},
     "health": {"listen", "tls"},
     "logger": {"format", "color", "output"},
-    "shared": {"url", "user", "password_file", "ca_cert", "cert", "key", "prefix", "gateways", "timeout"},
+    "shared": {"url", "prefix", "gateways", "timeout"},
     "": {"workers"},
 }
-WHOLE: Final = {"logger", "shared"}
+WHOLE: Final = {"logger"}
 """Sections of which all settings need a restart: they say so once."""
 KEPT: Final = {"limits": {"max_streams", "max_head_size", "inspection_timeout"}}
 """Open connections, or waits that go on, keep theirs."""
@@ -58,6 +58,7 @@ AT_ONCE: Final = {
     "listeners": {"upstream", "upstream_tls", "allow", "proxy_protocol", "send_proxy_protocol"},
     "audit": {"log_api", "probes"},
     "health": {"metrics", "probe_networks", "proxy_protocol"},
+    "shared": {"user", "password_file", "ca_cert", "cert", "key"},
     "": {"log_level", "include"},
 }
 """For open connections and those that come; and every setting of these sections that is named nowhere above."""

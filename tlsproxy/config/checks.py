@@ -184,7 +184,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"upstream"}), _upstream),
     (frozenset({"upstream"}), _nodes),
     (frozenset({"upstream"}), upstream_tls_checks.used),
-    (frozenset({"upstream", "listeners"}), upstream_tls_checks.sections),
+    (frozenset({"upstream", "listeners", "shared"}), upstream_tls_checks.sections),
     (frozenset({"upstream", "limits"}), _waits),
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"limits", "roles"}), _bursts),

@@ -29,7 +29,7 @@ KEY_NAMES: Final = ("api_key", "alt_api_key", "read_only_api_key")
 
 
 def secret_files(config: Config) -> tuple[Path, ...]:
-    """Files that :func:`known_keys` and :func:`upstream_api_key` read, in a fixed order."""
+    """Files of keys and passwords, in a fixed order: of clients, for Qdrant, and for the store of shared limits."""
     service, upstream = config.service, config.upstream
     paths = (
         service.api_key_file,
@@ -37,6 +37,7 @@ def secret_files(config: Config) -> tuple[Path, ...]:
         service.read_only_api_key_file,
         upstream.api_key_file,
         *(key.file for key in config.keys),
+        config.shared.password_file if config.shared.used else None,
     )
     return tuple(path for path in paths if path is not None)
 

@@ -12,6 +12,7 @@ from pydantic import Field, StrictFloat, StrictInt
 from tlsproxy.config.callers import Label, Section
 from tlsproxy.config.descriptions import NEEDS_RESTART
 from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.upstream_tls import UpstreamTls
 
 PORT: Final = 6379
 """The store's usual port."""
@@ -20,22 +21,21 @@ _FORM: Final = "redis://host:port, rediss://host:port (TLS) or unix:/path is exp
 
 class SharedConfig(Section):
     """A store (Valkey or Redis) by which several gateways keep limits as one: rates, concurrent requests, failed
-    authentications, locks. All need a restart.
+    authentications, locks. Changed files are reloaded: the gateway connects anew with them.
     """
 
     url: Annotated[str | None, NEEDS_RESTART] = None
     """`rediss://host:port` (TLS), `redis://host:port`, either with `/NUMBER` for a database other than 0, or
     `unix:/path`; null: this gateway shares nothing. Needs the extra `shared`. One server, no Redis Cluster."""
-    user: Annotated[str | None, NEEDS_RESTART] = None
+    user: str | None = None
     """User name for the store; null for its default user."""
-    password_file: Annotated[Path | None, NEEDS_RESTART] = None
-    """File that holds the password for the store, or `credential:NAME`. Read anew for each connection."""
-    ca_cert: Annotated[Path | None, NEEDS_RESTART] = None
-    """PEM file: the CAs of the store's certificate. Required for `rediss://`. The system's roots are never used. As
-    `cert` and `key`, read anew for each connection."""
-    cert: Annotated[Path | None, NEEDS_RESTART] = None
-    """PEM file: the client certificate for the store."""
-    key: Annotated[Path | None, NEEDS_RESTART] = None
+    password_file: Path | None = None
+    """File that holds the password for the store, or `credential:NAME`."""
+    ca_cert: Path | None = None
+    """PEM file: the CAs of the store's certificate. Required for `rediss://`. The system's roots are never used."""
+    cert: Path | None = None
+    """PEM file: the client certificate for the store, then its intermediates."""
+    key: Path | None = None
     """PEM file: the private key of `cert`."""
     prefix: Annotated[Label, NEEDS_RESTART] = "tlsproxy"
     """Begin of all keys in the store, `PREFIX:…`. Gateways with the same prefix are one."""
@@ -48,6 +48,11 @@ class SharedConfig(Section):
     @property
     def used(self) -> bool:
         return self.url is not None
+
+    @property
+    def tls(self) -> UpstreamTls | None:
+        """The section of TLS with the store."""
+        return None if self.ca_cert is None else UpstreamTls(ca_cert=self.ca_cert, cert=self.cert, key=self.key)
 
 
 @dataclass(frozen=True, slots=True)

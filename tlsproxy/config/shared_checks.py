@@ -42,6 +42,3 @@ def _tls(shared: SharedConfig, address: StoreAddress) -> Iterator[Finding]:
         return
     if shared.ca_cert is None:
         yield Finding(("shared", "url"), "shared.ca_cert is needed: without it the store could be anybody")
-    if (shared.cert is None) != (shared.key is None):
-        have, lack = ("cert", "key") if shared.key is None else ("key", "cert")
-        yield Finding(("shared", have), f"shared.{lack} is needed: certificate and key go together")

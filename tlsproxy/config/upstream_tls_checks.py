@@ -1,4 +1,4 @@
-"""Sections of TLS with upstreams: the files that they name, and their checks."""
+"""Sections of TLS with upstreams, and with the store of shared limits: the files that they name, and their checks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def tls_sections(config: Config) -> Iterator[tuple[KeyPath, UpstreamTls]]:
     for index, listener in enumerate(config.listeners):
         if listener.upstream_tls is not None:
             yield ("listeners", index, "upstream_tls"), listener.upstream_tls
+    if config.shared.used and config.shared.tls is not None:
+        yield ("shared",), config.shared.tls
 
 
 def authority_files(config: Config) -> tuple[Path, ...]:
-    """Files of CAs that verify upstreams, each once."""
+    """Files of CAs that verify servers, each once."""
     return tuple(dict.fromkeys(section.ca_cert for _, section in tls_sections(config)))
 
 

@@ -249,18 +249,11 @@ class _Program:
 
     def _sharing(self, served: Served) -> Coordinator | None:
         """The part that shares limits with other gateways, if they are to be shared."""
-        config = self._generation.config.shared
-        if not config.used or served.limits is None:
+        if not self._generation.config.shared.used or served.limits is None:
             return None
         from tlsproxy.service.shared.coordinator import Coordinator  # noqa: PLC0415 - nothing else needs its library
 
-        return Coordinator(
-            config,
-            served.limits,
-            served.counted,
-            lambda: served.generation.config.limits,
-            self._impaired.set,
-        )
+        return Coordinator(served.limits, served.counted, lambda: served.generation, self._impaired.set)
 
     def _notice(self, event: Event) -> None:
         """Act on what the data path has met."""

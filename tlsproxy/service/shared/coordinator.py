@@ -18,9 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from tlsproxy.admin.readiness import OK, Part, degraded
-from tlsproxy.config.limits import LimitsConfig
 from tlsproxy.config.locks import LockFile
-from tlsproxy.config.shared import SharedConfig
+from tlsproxy.config.shared import store_address
 from tlsproxy.proxy.limits.addresses import Addresses, Failing, turn_of
 from tlsproxy.proxy.limits.draws import Draw, Granted
 from tlsproxy.proxy.limits.gcra import SECOND, Penalty
@@ -28,7 +27,8 @@ from tlsproxy.proxy.limits.leases import Due, Failures
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service.shared.lock_exchange import MAX_ENTRIES, LockExchange
 from tlsproxy.service.shared.rounds import LOOK, MOST_DRAWS, Rounds
-from tlsproxy.service.shared.store import Script, Store, StoreError
+from tlsproxy.service.shared.store import Script, Store, StoreAccess, StoreError
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lock_file import lock_state
 from tlsproxy.snapshot.states import InputState
 from tlsproxy.text import printable
@@ -62,22 +62,24 @@ class SharedMetrics(Protocol):
 
 
 class Coordinator:
-    """``limits`` gives the settings in force, ``changed`` is called when the store goes or comes back."""
+    """``generation`` gives the one in force, ``changed`` is called when the store goes or comes back."""
 
     def __init__(
         self,
-        config: SharedConfig,
         table: LimitTable,
         metrics: SharedMetrics,
-        limits: Callable[[], LimitsConfig],
+        generation: Callable[[], Generation],
         changed: Callable[[], None],
     ) -> None:
         if table.leases is None:
             raise ValueError("the table has no leases")
         self._leases = table.leases
         self._addresses = Addresses(table)
-        self._config, self._metrics, self._limits, self._changed = config, metrics, limits, changed
-        self._store = Store(config)
+        self._metrics, self._generation, self._changed = metrics, generation, changed
+        self._seen = generation()
+        self._config = config = self._seen.config.shared
+        self._access, self._refused, self._renewal_at = StoreAccess.of(self._seen), "", float("inf")
+        self._store = Store(store_address(config.url or ""), config.timeout, self._access)
         self._draw, self._fail, self._lock, self._meet = map(Script.named, ("draw", "fail", "lock", "meet"))
         self._name = f"{printable(socket.gethostname())}/{secrets.token_hex(6)}"
         self._keys = {
@@ -109,6 +111,8 @@ class Coordinator:
         if self._trouble and self._asked:
             text = f"{self._store.address}: {self._trouble}"
             return degraded(f"{text}; each limit is kept by this gateway alone, divided by {self._number}")
+        if self._refused:
+            return degraded(f"{self._store.address}: an older connection serves on: {self._refused}")
         if self._locks_refused:
             return degraded(f"{self._locks_refused} locks find no room in {self._store.address}")
         return OK
@@ -169,6 +173,7 @@ class Coordinator:
 
     async def _round(self) -> None:
         now = time.monotonic()
+        await self._renew(now)
         if self._trouble or now >= self._meeting_at:
             await self._met(presence=PRESENCE)
             self._meeting_at = now + MEETING
@@ -181,6 +186,27 @@ class Coordinator:
         due = self._leases.due(MOST_DRAWS, urgent=not whole)
         if due:
             await self._draw_for(due)
+
+    async def _renew(self, now: float) -> None:
+        """Connect anew if a reload has changed what we are let in by, or the CAs of the store."""
+        generation = self._generation()
+        if generation is not self._seen:
+            self._seen = generation
+            access = StoreAccess.of(generation)
+            # Another URL counts after a restart, and its files with it.
+            if access != self._access and generation.config.shared.url == self._config.url:
+                self._access, self._renewal_at = access, now
+        if now < self._renewal_at:
+            return
+        refused, self._refused, self._renewal_at = self._refused, "", float("inf")
+        try:
+            await self._store.renew(self._access)
+        except StoreError as error:
+            if not self._store.connected:
+                raise
+            self._refused, self._renewal_at = str(error), now + WHOLE
+        if self._refused != refused:
+            self._changed()
 
     async def _run(self, script: Script, keys: Sequence[str], values: Sequence[bytes | str | float]) -> Any:
         answer = await self._store.run(script, keys, values)
@@ -263,7 +289,7 @@ class Coordinator:
 
     async def _tell_failures(self) -> None:
         self._untold = [*self._untold, *self._leases.failures(MOST_DRAWS)][-MOST_DRAWS:]
-        self._addresses.adopt(self._limits())
+        self._addresses.adopt(self._seen.config.limits)
         penalty = self._addresses.penalty
         if not self._untold or penalty is None:
             return
