@@ -28,6 +28,8 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, failing, replying
 from support.kept_connection import Caller
 from support.site import CONFIG, Site
+from support.tls_front import TlsFront
+from support.tls_server import server_context
 from support.transcript import GOLDEN, Transcript, kind_of, output_of
 from support.upstream import QDRANT, ScriptedUpstream, plain
 
@@ -458,6 +460,66 @@ def token_in_milliseconds(bench: Bench) -> None:
     token = mint("a-key-for-tokens-of-forty-characters-here", {"access": "r", "exp": 1 << 42})
     bench.site.write("token", token.encode())
     bench.run("token show token")
+
+
+# Certificates towards Qdrant
+
+
+def over_tls(bench: Bench, clients: Authority | None = None, alpn: tuple[str, ...] = ("h2",)) -> Authority:
+    """Has both APIs speak TLS, with certificates of the CA that is returned, in `up-ca.pem`.
+
+    ``clients`` issues the certificates that they ask for. gRPC then says by an end alone that it wants another one.
+    """
+    authority = Authority.create("Qdrant CA")
+    bench.site.write("up-ca.pem", authority.certificate_pem)
+    issued = authority.issue(ips=["127.0.0.1"], uris=["spiffe://example.org/qdrant"], server=True)
+    rest = ScriptedUpstream(probe=plain(QDRANT), tls=server_context(bench.directory, issued, clients))
+    calls = TlsFront(server_context(bench.directory, issued, clients, alpn), bench.grpc.port)
+    for each in (rest, calls):
+        bench.closing.enter_context(each)
+    bench.configure(upstream={"rest": rest.url, "grpc": calls.url, "tls": {"ca_cert": "up-ca.pem"}})
+    bench.transcript.keep("error", "warning", "upstream.", "published", "failed", "  setting", "tlsproxy")
+    return authority
+
+
+@setup("Qdrant is reached over TLS, and is another server than upstream.tls says.")
+def qdrant_is_another_server(bench: Bench) -> None:
+    over_tls(bench, alpn=("http/1.1",))
+    for tls in (
+        {"ca_cert": "up-ca.pem"},
+        {"ca_cert": "ca.pem"},
+        {"ca_cert": "up-ca.pem", "server_name": "qdrant.internal"},
+        {"ca_cert": "up-ca.pem", "spiffe_id": "spiffe://example.org/other"},
+        {"ca_cert": "up-ca.pem", "spki_sha256": ["00" * 32]},
+    ):
+        bench.configure(upstream={"tls": tls})
+        bench.run(CONNECT)
+
+
+@setup("upstream.rest and upstream.grpc begin with https://, and Qdrant speaks no TLS.")
+def qdrant_speaks_no_tls(bench: Bench) -> None:
+    secret = {"rest": bench.rest.url.replace("http", "https"), "grpc": bench.grpc.url.replace("http", "https")}
+    bench.configure(upstream=secret)
+    bench.run(CHECK)
+    bench.configure(upstream={"tls": {"ca_cert": "ca.pem"}})
+    bench.run(CONNECT)
+
+
+@setup("Qdrant wants a client certificate: the gateway has none, then one of another CA, then one that has expired.")
+def qdrant_wants_a_certificate(bench: Bench) -> None:
+    authority = over_tls(bench, Authority.create("Clients"))
+    bench.run(CONNECT, RELOAD)
+    bench.wait("NOT READY", "upstream_rest", "upstream_grpc")
+    bench.run(STATUS)
+    bench.configure(upstream={"tls": {"ca_cert": "up-ca.pem", "cert": "up.pem", "key": "up.key"}})
+    bench.run(CHECK)
+    for more in ({}, {"not_before": datetime.now(UTC) - 3 * DAY, "lifetime": DAY}):
+        issued = authority.issue(common_name="gateway", client=True, **more)  # type: ignore[arg-type]
+        bench.site.write("up.pem", issued.chain_pem)
+        bench.site.write("up.key", issued.key_pem)
+        bench.run(CONNECT)
+    bench.site.write("up.key", authority.issue(client=True).key_pem)
+    bench.run(CHECK, RELOAD)
 
 
 @pytest.mark.parametrize("name", SETUPS)

@@ -59,22 +59,27 @@ class ProbeSocket:
                 shake_hands(records.tls, tls.expected.judge)
                 break
             except ssl.SSLWantReadError:
-                await self._loop.sock_sendall(self._sock, records.outgoing.read())
+                await self._send(records.outgoing.read())
             except ssl.SSLError as error:
-                await self._loop.sock_sendall(self._sock, records.outgoing.read())
+                await self._send(records.outgoing.read())
                 raise server_refused(error) from None
             data = await self._loop.sock_recv(self._sock, LARGEST)
             size += len(data)
             if not data or size > MAX_HANDSHAKE:
                 raise ServerRefused("closed", "the server ended the connection during the handshake")
             records.incoming.write(data)
-        await self._loop.sock_sendall(self._sock, records.outgoing.read())
+        await self._send(records.outgoing.read())
         if refusal := tls.refusal(records.tls):
             raise refusal
         self._records = records
 
     async def send(self, data: bytes) -> None:
-        await self._loop.sock_sendall(self._sock, data if self._records is None else self._records.sealed(data))
+        await self._send(data if self._records is None else self._records.sealed(data))
+
+    async def _send(self, data: bytes) -> None:
+        """A server that reads no more may have said why: that is received next."""
+        with suppress(ConnectionError):
+            await self._loop.sock_sendall(self._sock, data)
 
     async def receive(self) -> bytes:
         """Raises EOFError at the end."""

@@ -24,6 +24,11 @@ class Finding(Enum):
         "https:// and upstream.tls here"
     )
     NO_TLS = "TLS with it fails: {detail}"
+    SPEAKS_CLEAR = "it speaks {detail} in plaintext, and the gateway TLS: enable TLS there, or write http:// here"
+    CLOSES_TLS = (
+        "it closes the connection after the TLS handshake, without an answer: does it want a client certificate, or "
+        "another one (upstream.tls.cert and key)?"
+    )
     OTHER_PORT = "it is Qdrant's {other} port, or another {other} server: are upstream.rest and upstream.grpc swapped?"
     NO_GRPC = "it speaks HTTP/2, and not gRPC: set upstream.grpc to Qdrant's service.grpc_port"
     CLOSES = "it closes the connection without an answer"

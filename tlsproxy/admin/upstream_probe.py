@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING, Any, Final
 
-from tlsproxy.admin.probe_conversations import GrpcConversation, ProbeSocket, RestConversation
+from tlsproxy.admin.probe_conversations import AGENT, GrpcConversation, ProbeSocket, RestConversation
 from tlsproxy.admin.readiness import OK, Part
 from tlsproxy.admin.upstream_findings import Finding, Found, Speech, found_instead, speech_of
 from tlsproxy.config.model import HttpProtocol
@@ -40,7 +40,9 @@ LONGEST_PAUSE: Final = 4.0
 """Seconds between two questions to an upstream that fails: 1, 2, 4."""
 
 _EXHAUSTED: Final = frozenset((EMFILE, ENFILE))
-_HTTP1: Final = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+_NO_TLS: Final = frozenset(("not_tls", "closed"))
+"""Reasons of a refusal by which a server may speak no TLS at all."""
+_HTTP1: Final = b"GET / HTTP/1.1\r\nhost: localhost\r\nuser-agent: %b\r\nconnection: close\r\n\r\n" % AGENT
 _HTTP2: Final = http2.PREFACE + http2.settings({})
 
 
@@ -173,13 +175,15 @@ async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcCo
     try:
         async with asyncio.timeout(DEADLINE):
             for address in target.upstream.addresses:
+                share = target.share_of(DEADLINE)
                 try:
-                    async with asyncio.timeout(target.share_of(DEADLINE)):
+                    async with asyncio.timeout(share if target.upstream.tls is None else share / 2):
                         sock = await _spoken_to(target, address)
                 except ServerRefused as refusal:
-                    return Found(Finding.NO_TLS, f"{refusal} ({refusal.reason})"), None
+                    found = Found(Finding.NO_TLS, f"{refusal} ({refusal.reason})")
+                    return await _in_clear(target, address, found) if refusal.reason in _NO_TLS else found, None
                 except TimeoutError:
-                    found = Found(Finding.SILENT, f"{DEADLINE:g}")
+                    found = await _in_clear(target, address, Found(Finding.SILENT, f"{DEADLINE:g}"))
                     continue
                 except OSError as error:
                     if error.errno in _EXHAUSTED:
@@ -256,7 +260,7 @@ async def _asked_over(
         if target.upstream.tls is None:
             found = await _otherwise(target.protocol, address, heard)
         else:
-            found = found_instead(target.protocol, speech_of(heard)) if heard else Found(Finding.CLOSES)
+            found = found_instead(target.protocol, speech_of(heard)) if heard else Found(Finding.CLOSES_TLS)
     else:
         if found.finding is Finding.FAILS and target.upstream.tls is None:
             instead = await _otherwise(target.protocol, address, conversation.socket.heard)
@@ -278,6 +282,17 @@ async def _otherwise(protocol: HttpProtocol, address: tuple[int, Any], heard: by
     if speech is Speech.UNKNOWN:
         speech = await _greeted(address, _HTTP2 if protocol == "rest" else _HTTP1)
     return Found(Finding.CLOSES) if speech is Speech.UNKNOWN and not heard else found_instead(protocol, speech)
+
+
+async def _in_clear(target: Target, address: tuple[int, Any], otherwise: Found) -> Found:
+    """The finding about a server that does not answer to TLS: maybe it speaks HTTP in plaintext."""
+    if target.upstream.tls is None:
+        return otherwise
+    for greeting in (_HTTP1, _HTTP2) if target.protocol == "rest" else (_HTTP2, _HTTP1):
+        speech = await _greeted(address, greeting)
+        if speech in {Speech.HTTP1, Speech.HTTP2}:
+            return Found(Finding.SPEAKS_CLEAR, speech.value)
+    return otherwise
 
 
 async def _greeted(address: tuple[int, Any], greeting: bytes) -> Speech:

@@ -168,7 +168,8 @@ def _settings(old: Generation, new: Generation) -> Iterator[Change]:
         yield _with_restart(change, bound=change.name.partition(" (")[0] in bound)
     nodes = ({node.name: node for node in each.config.upstream.nodes} for each in (old, new))
     yield from _compared("node", *nodes, changed=_fields, added=description)
-    yield from _compared("setting", dict(_flat(old.config)), dict(_flat(new.config)), changed=difference)
+    before, after = _flat(old.config, new.config), _flat(new.config, old.config)
+    yield from _compared("setting", dict(before), dict(after), changed=difference)
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
     yield from _compared("address", _addresses(old, new), _addresses(new, old), changed=difference)
@@ -208,18 +209,18 @@ def _with_restart(change: Change, *, bound: bool) -> Change:
     return change
 
 
-def _flat(config: Config) -> Iterator[tuple[str, Any]]:
-    """Settings by dotted name."""
+def _flat(config: Config, other: Config) -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name. A section that the ``other`` configuration has not is one setting, without its keys."""
     for name in sorted(type(config).model_fields.keys() - _BY_NAME):
-        yield from _leaves(name, getattr(config, name))
+        yield from _leaves(name, getattr(config, name), getattr(other, name))
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, BaseModel):
+def _leaves(name: str, value: Any, other: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, BaseModel) and isinstance(other, BaseModel):
         for field in type(value).model_fields:
             if f"{name}.{field}" not in _BY_NAME:
-                yield from _leaves(f"{name}.{field}", getattr(value, field))
-    else:
+                yield from _leaves(f"{name}.{field}", getattr(value, field), getattr(other, field))
+    elif value is not None or not isinstance(other, BaseModel):
         yield name, value
 
 

@@ -8,7 +8,7 @@ the server certificate is broken at the same time. Pure, except for the trial ha
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -93,6 +93,9 @@ class InputJudgement:
     faults: Mapping[Input, Fault]
 
 
+_NEEDED: Final = frozenset({"certificate", "authorities", "client_certificate", "server_authorities"})
+"""Kinds of inputs without which nothing can be served."""
+
 Trial: TypeAlias = "Callable[[OwnCertificate], None]"
 Authorities: TypeAlias = "InputState[tuple[x509.Certificate, ...]] | None"
 
@@ -119,10 +122,20 @@ def judge(
         if former is None or configuration is former:
             raise
         validated, failure = _Validator(reading, former, serving, faults, now, trial).validated(), error
-    if failure is None:
+    if failure is not None:
+        fault = Fault(str(failure), failure.kind, failure.moment, "", now, kept=True)
+    elif validated.states is None and former is not None and configuration is not former:
+        fault = _unserved(validated)
+        validated = _Validator(reading, former, serving, faults, now, trial).validated()
+    else:
         return validated
-    fault = Fault(str(failure), failure.kind, failure.moment, "", now, kept=True)
     return replace(validated, faults={Input("configuration", str(reading.config_path)): fault, **validated.faults})
+
+
+def _unserved(validated: InputJudgement) -> Fault:
+    """The fault of a configuration that names a new file without which nothing can be served, and which is bad."""
+    fault = next(fault for one, fault in validated.faults.items() if one.kind in _NEEDED and not fault.kept)
+    return replace(fault, text=f"{fault.text}; the configuration that names it waits for it", read="", kept=True)
 
 
 def _bytes_of(reading: InputReading) -> tuple[bytes, ...]:
