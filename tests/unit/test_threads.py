@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from tlsproxy.service.runtime import loop_factory
-from tlsproxy.snapshot.http_resolver import HttpResolver
+from tlsproxy.snapshot.http_connector import HttpResolver
 from tlsproxy.threads import in_thread
 
 HANGING = """

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.text import rfc3339
 
 if TYPE_CHECKING:
@@ -58,6 +58,14 @@ def outcomes(calls: Mapping[Path, Callable[[], T]], deadline: float) -> dict[Pat
     Raises the exception of a call that raised one.
     """
     return _Batch(calls, deadline).outcomes() if calls else {}
+
+
+def answer(path: Path, call: Callable[[], T], deadline: float) -> T:
+    """The result of one call. Raises MaterialError without an answer, and what the call raises."""
+    found = outcomes({path: call}, deadline)[path]
+    if isinstance(found, Unanswered):
+        raise MaterialError(str(path), f"its file system gives {found}", found.kind)
+    return found
 
 
 def note_progress(path: Path) -> None:

@@ -13,12 +13,12 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -30,13 +30,9 @@ from tlsproxy.config.secrets import secret_in
 from tlsproxy.config.tokens import KeySource, key_set, key_sources
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot import bounded_io
-from tlsproxy.snapshot.bounded_io import Unanswered
 from tlsproxy.snapshot.reading import PEM_LIMIT, SECRET_LIMIT, read_file
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.trust import load_authorities
-
-if TYPE_CHECKING:
-    from aiohttp import ClientResponse
 
 T = TypeVar("T")
 
@@ -254,7 +250,7 @@ async def fetch_changed(
     # Imported late: it takes a quarter of a second, for a rare setting.
     import aiohttp  # noqa: PLC0415
 
-    from tlsproxy.snapshot.http_resolver import HttpResolver  # noqa: PLC0415
+    from tlsproxy.snapshot.http_connector import HttpConnector  # noqa: PLC0415
 
     shown = shown_url(url)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -265,16 +261,14 @@ async def fetch_changed(
         context = await in_thread(_trusting, source.ca_cert)
     if source is not None and source.bearer_token_file is not None and _server(url) == _server(source.url):
         headers["Authorization"] = f"Bearer {await in_thread(_bearer_token, source.bearer_token_file)}"
+    connector = HttpConnector(context)
     try:
         async with (
             asyncio.timeout(DEADLINE),
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=HttpResolver(), ssl=context),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
+                connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
             ) as session,
             session.get(url, allow_redirects=False, headers=headers) as response,
-            _cut_unless_read(response),
         ):
             if etag and response.status == _NOT_MODIFIED:
                 return former, etag
@@ -292,17 +286,8 @@ async def fetch_changed(
         # Texts of errors other than OSError may hold the whole URL (aiohttp.ClientResponseError, InvalidURL).
         cause = str(error) if isinstance(error, OSError) else type(error).__name__
         raise MaterialError(shown, f"cannot be fetched: {cause}") from None
-
-
-@asynccontextmanager
-async def _cut_unless_read(response: ClientResponse) -> AsyncIterator[None]:
-    """Over TLS, closing would wait half a minute for the server's close_notify, and read what comes until then."""
-    try:
-        yield
     finally:
-        connection = response.connection  # None once the response was read to its end
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
+        connector.abort()
 
 
 def fetch_faults(source: Source) -> Iterator[str]:
@@ -326,10 +311,7 @@ def _bearer_token(path: Path) -> str:
 
 
 def _content(path: Path, limit: int) -> bytes:
-    content = bounded_io.outcomes({path: partial(read_file, path, limit)}, DEADLINE)[path]
-    if isinstance(content, Unanswered):
-        raise MaterialError(str(path), f"its file system gives {content}", content.kind)
-    return content
+    return bounded_io.answer(path, partial(read_file, path, limit), DEADLINE)
 
 
 def _server(url: str) -> tuple[str, str | None, int | None]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.config.locks import LIMIT, LockFile, lock_path, read_lock_file, write_lock_file
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import bounded_io
-from tlsproxy.snapshot.bounded_io import Unanswered
 from tlsproxy.snapshot.reading import UnstableInputs, read_argument
 from tlsproxy.snapshot.states import Fault, Input, InputState
 from tlsproxy.threads import in_thread
@@ -100,12 +99,9 @@ def _counted(locks: int) -> str:
 def _outcome(path: Path) -> bytes | MaterialError | None:
     """None where there is no file."""
     try:
-        found = bounded_io.outcomes({path: partial(lock_data, path)}, READ_TIMEOUT)[path]
+        return bounded_io.answer(path, partial(lock_data, path), READ_TIMEOUT)
     except MaterialError as error:
         return error.with_traceback(None)
-    if isinstance(found, Unanswered):
-        return MaterialError(str(path), f"its file system gives {found}", found.kind)
-    return found
 
 
 def lock_data(path: Path) -> bytes | None:
