@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from support.gateway import Gateway
 from support.kept_connection import Caller
 from support.raw_request import Client
@@ -16,6 +20,7 @@ from support.token_issuer import TokenIssuer
 from support.upstream import ScriptedUpstream
 
 from tlsproxy.cli.bundle import bundle as commands
+from tlsproxy.config.bundle import signed, unverified
 
 GUESTS = """
 tls: {crl: [ca.crl]}
@@ -36,7 +41,9 @@ class Publisher:
     def keygen(self, name: str) -> None:
         self._run("keygen", "--out", str(self.site.directory / name))
 
-    def publish(self, text: str = GUESTS, *, version: int = 0, key: str = "bundle", revoked: str = "") -> bytes:
+    def publish(
+        self, text: str = GUESTS, *, version: int = 0, key: str = "bundle", revoked: str = "", days: int = 0
+    ) -> bytes:
         self.version = version or self.version + 1
         source = self.site.directory / "source"
         source.mkdir(exist_ok=True)
@@ -44,12 +51,21 @@ class Publisher:
         serials = [self.site.serial(revoked)] if revoked else []
         (source / "ca.crl").write_bytes(self.site.authority.crl_pem(serials, number=self.version))
         out = source / "signed"
-        number = ("--version", str(self.version))
+        number = ("--version", str(self.version), *(("--days", str(days)) if days else ()))
         files = (str(source / "guests.yaml"), str(source / "ca.crl"))
         self._run("sign", "--key", str(self.site.directory / f"{key}.key"), "--out", str(out), *number, *files)
         data = out.read_bytes()
-        self.server.answers["/bundle"] = (200, data)
+        self.server.answers["/bundle"], self.server.etags["/bundle"] = (200, data), f'"{sha256(data).hexdigest()}"'
         return data
+
+    def publish_until(self, expires: float) -> None:
+        """The last one again, with a higher version and an end that the command does not offer."""
+        self.version += 1
+        key = load_pem_private_key((self.site.directory / "bundle.key").read_bytes(), None)
+        assert isinstance(key, Ed25519PrivateKey)
+        former = unverified("bundle", self.server.answers["/bundle"][1])
+        data = signed(key, self.version, expires - 100, expires, former.files)
+        self.server.answers["/bundle"], self.server.etags["/bundle"] = (200, data), ""
 
     def _run(self, *arguments: str) -> None:
         done = CliRunner().invoke(commands, arguments)
@@ -59,6 +75,15 @@ class Publisher:
 def configured(site: Site, upstream: ScriptedUpstream, server: TokenIssuer, **more: object) -> Path:
     section = {"url": f"{server.url}/bundle", "public_key": ["bundle.pub"], "refresh": 3600, **more}
     return site.write_config(upstream.url, workers=2, bundle=section)
+
+
+def metric(gateway: Gateway, name: str) -> float:
+    return float(gateway.ask_admin("/metrics")[1].split(f"\n{name} ")[1].split()[0])
+
+
+def part(gateway: Gateway) -> str:
+    found: str = json.loads(gateway.ask_admin("/status")[1])["readiness"]["parts"]["bundle"]
+    return found
 
 
 def status_of(gateway: Gateway) -> dict[str, object]:
@@ -140,6 +165,71 @@ def test_rights_come_and_go_with_bundles_and_nothing_else_takes_their_place(
                 one for one in json.loads(gateway.ask_admin("/status")[1])["generation"]["warnings"] if "/bundle" in one
             ]
             assert "the answer was 503; the former bundle serves" in warning
+            assert "cannot be fetched: the answer was 503" in part(gateway)
+            assert metric(gateway, "tlsproxy_bundle_last_fetch_failed") == 1
             own_site.issue("second", client=True, common_name="nobody")
             with Caller(gateway, own_site.client("second")) as caller:
                 assert caller.ask().status == 200
+
+
+def test_one_that_is_added_while_it_runs_is_fetched_by_interval_and_told_until_its_end(
+    own_site: Site, upstream: ScriptedUpstream
+) -> None:
+    """Over TLS with a CA of its own, beside `include`."""
+    certificate = (own_site.directory / "server.pem").read_bytes() + (own_site.directory / "server.key").read_bytes()
+    pieces = own_site.directory / "conf.d"
+    pieces.mkdir()
+    (pieces / "roles.yaml").write_text("roles: {guest: {access: r}}")
+    rules = "identities: [{name: nobodies, match: {cn: nobody}, role: guest}]"
+    with TokenIssuer(own_site.write("both.pem", certificate)) as server:
+        publisher = Publisher(own_site, server)
+        config = own_site.write_config(upstream.url, workers=2, include=["conf.d/*.yaml"])
+        with Gateway(config) as gateway, Client(gateway, own_site.client("stranger")) as stranger:
+            assert stranger.ask().status == 403
+            assert "bundle" not in json.loads(gateway.ask_admin("/status")[1])["readiness"]["parts"]
+            settings = {"url": f"{server.url}/bundle", "public_key": "bundle.pub", "refresh": 1}
+            publisher.publish(rules, days=30)
+            own_site.edit_config(config, bundle=settings)
+            assert "CERTIFICATE_VERIFY_FAILED" in gateway.reloaded("failed")["error"] + part(gateway)
+            own_site.edit_config(config, bundle={"ca_cert": "ca.pem"})
+            gateway.reloaded()
+            assert stranger.ask().status == 200
+            assert part(gateway) == "ok"
+            assert "configuration bundle of https://127.0.0.1" in gateway.ask_admin("/")[1]
+
+            # What has not changed is not sent again, and makes no generation.
+            generation = metric(gateway, "tlsproxy_generation")
+            for _ in range(2):
+                assert server.unchanged.acquire(timeout=20)
+            assert metric(gateway, "tlsproxy_generation") == generation
+            assert metric(gateway, "tlsproxy_bundle_version") == 1
+            assert metric(gateway, "tlsproxy_bundle_last_fetch_failed") == 0
+            signed_at = metric(gateway, "tlsproxy_bundle_created_timestamp_seconds")
+            assert signed_at <= metric(gateway, "tlsproxy_bundle_last_success_timestamp_seconds") <= time.time()
+
+            # One with a fault is not taken in part.
+            publisher.publish("tls: {crl: [ca.crl, broken.crl]}")
+            gateway.log.wait(lambda line: "broken.crl: is not in version 2" in line)
+            assert (stranger.ask().status, metric(gateway, "tlsproxy_bundle_version")) == (200, 1)
+            publisher.publish("identities: []")
+            gateway.reloaded()
+            stranger.close()  # as the gateway does, sooner or later
+            assert stranger.ask().status == 403
+
+            # It serves on beyond its end, which is told before and after.
+            publisher.publish(rules)
+            publisher.publish_until(time.time() + 2)
+            assert "the bundle of https://127.0.0.1" in asked(gateway)
+            gateway.log.wait(lambda line: "ERROR" in line and "the bundle of https://" in line and "expired at" in line)
+            assert "version 5 expired at" in part(gateway)
+            assert 'tlsproxy_expiry_timestamp_seconds{kind="bundle",name="https://' in gateway.ask_admin("/metrics")[1]
+            assert stranger.ask().status == 200
+            publisher.publish(rules)
+            asked(gateway)
+            assert part(gateway) == "ok"
+
+            # A fetch that hangs does not keep it from stopping.
+            server.held.add("/bundle")
+            assert server.waiting.acquire(timeout=20)
+            gateway.stop()
+            assert gateway.process.returncode == 0

@@ -18,12 +18,19 @@ from jwt.algorithms import ECAlgorithm
 class TokenIssuer:
     """``answers`` has (status, body) by path; ``authorizations`` are the last header of that name, by path.
 
+    A path with an ETag (``etags``) is answered 304 where the client has that one; ``unchanged`` counts these. Answers
+    of ``held`` paths never come; ``waiting`` counts those requests.
+
     With a ``certificate`` (chain and key in one file) it is served over TLS.
     """
 
     def __init__(self, certificate: Path | None = None) -> None:
         self.answers: dict[str, tuple[int, bytes]] = {}
         self.authorizations: dict[str, str | None] = {}
+        self.etags: dict[str, str] = {}
+        self.held: set[str] = set()
+        self.unchanged, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
+        self._stopped = threading.Event()
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,8 +39,18 @@ class TokenIssuer:
 
             def do_GET(self) -> None:
                 issuer.authorizations[self.path] = self.headers["Authorization"]
+                if self.path in issuer.held:
+                    issuer.waiting.release()
+                    issuer._stopped.wait()
+                    return
                 status, body = issuer.answers.get(self.path, (404, b""))
+                etag = issuer.etags.get(self.path, "")
+                if etag and self.headers["If-None-Match"] == etag:
+                    status, body = 304, b""
+                    issuer.unchanged.release()
                 self.send_response(status)
+                if etag:
+                    self.send_header("ETag", etag)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -61,6 +78,7 @@ class TokenIssuer:
         self.stop()
 
     def stop(self) -> None:
+        self._stopped.set()
         if self._thread.is_alive():
             self._server.shutdown()
             self._server.server_close()

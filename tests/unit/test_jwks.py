@@ -101,7 +101,7 @@ def test_a_server_that_says_nothing_is_given_up_on(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("status", ["", "404 Not Found", "200 OK"])
 def test_a_fetch_that_ends_early_leaves_no_connection(tmp_path: Path, runner: asyncio.Runner, status: str) -> None:
-    """Whether it is given up or refuses the answer: the loop could not be closed while it waits for the server's end."""
+    """Given up, or with an answer that is refused: a loop whose connection waits for its end cannot be closed."""
     issued = (authority := Authority.create()).issue(ips=["127.0.0.1"], server=True)
     (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
     (tmp_path / "both.pem").write_bytes(issued.certificate_pem + issued.key_pem)

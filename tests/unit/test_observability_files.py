@@ -130,6 +130,10 @@ def test_each_metric_is_on_the_dashboard_or_says_nothing_of_its_own() -> None:
     shown = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
     # The same as lifetimes, as an age, and as readiness.
     assert NAMES - shown == {
+        "tlsproxy_bundle_created_timestamp_seconds",
+        "tlsproxy_bundle_last_fetch_failed",
+        "tlsproxy_bundle_last_success_timestamp_seconds",
+        "tlsproxy_bundle_version",
         "tlsproxy_certificate_not_after_seconds",
         "tlsproxy_crl_next_update_seconds",
         "tlsproxy_reload_last_success_timestamp_seconds",

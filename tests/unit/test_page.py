@@ -159,6 +159,20 @@ def test_shared_limits_are_told_where_there_are_any(*, reached: bool) -> None:
     assert "limits shared" not in page(status(), NOW)
 
 
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({}, "version 7, signed at 2027-01-15 08:00:05 UTC, last fetched at 2027-01-15 08:00:05 UTC"),
+        ({"fetched_at": None}, "version 7, signed at 2027-01-15 08:00:05 UTC, not fetched yet"),
+        ({"version": None, "created": None}, "no configuration bundle of https://config.example/b yet"),
+    ],
+)
+def test_the_bundle_of_the_configuration_is_told(more: dict[str, Any], text: str) -> None:
+    told = {"url": "https://config.example/b", "version": 7, "created": NOW, "fetched_at": NOW, "error": ""}
+    assert text in page(status(bundle=told | more), NOW)
+    assert "bundle" not in page(status(bundle=None), NOW)
+
+
 def test_it_is_made_anew_by_itself_until_it_is_paused() -> None:
     refresh = {"http-equiv": "refresh", "content": "10"}
     assert refresh in checked(status()).all("meta")

@@ -13,6 +13,7 @@ from tlsproxy.admin.readiness import (
     Part,
     Readiness,
     audit_part,
+    bundle_part,
     certificate_part,
     crl_part,
     degraded,
@@ -72,6 +73,14 @@ def test_a_refused_reload_names_the_first_few_faults_on_one_line() -> None:
     assert reload_part(()) == OK
     assert str(reload_part(["a: is missing\nb", "c"])) == "degraded: a: is missing; b; c"
     assert str(reload_part(list("abcde"))) == "degraded: a; b; c; and 2 more"
+
+
+def test_a_bundle_is_degraded_by_a_failed_fetch_and_by_its_end() -> None:
+    good = {"version": 7, "error": "", "expires": 1000.0}
+    assert bundle_part(good, 999.9) == bundle_part(good | {"expires": None}, 2e9) == OK
+    assert str(bundle_part(good | {"error": "a\nb"}, 1000.0)) == (
+        "degraded: a; b; version 7 expired at 1970-01-01 00:16:40 UTC, and serves on"
+    )
 
 
 PARTS = st.builds(Part, st.sampled_from(Level), st.text(max_size=9), st.sampled_from(["", "worker 2"]))

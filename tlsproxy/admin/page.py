@@ -60,6 +60,7 @@ def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
         connections=connections[:MAX_CONNECTIONS],
         further=max(0, status["connections"]["open"] - min(len(connections), MAX_CONNECTIONS)),
         sharing=view.sharing(status),
+        bundle=view.bundle(status.get("bundle")),
         nodes=view.nodes(status),
         locks=locks[:MAX_LOCKS],
         further_locks=max(0, len(locks) - MAX_LOCKS),

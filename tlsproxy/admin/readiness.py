@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import facts_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ CRL: Final = "crl"
 AUDIT: Final = "audit"
 DESCRIPTORS: Final = "descriptors"
 RELOAD: Final = "reload"
+BUNDLE: Final = "bundle"
 SHARED: Final = "shared"
 WORKERS: Final = "workers"
 
@@ -177,6 +179,14 @@ def crl_part(generation: Generation, now: float) -> Part:
 def reload_part(faults: Sequence[str]) -> Part:
     """``faults``: the files that are not in force as they are. Their last good state serves."""
     return degraded(_named(["; ".join(fault.splitlines()) for fault in faults])) if faults else OK
+
+
+def bundle_part(bundle: Mapping[str, Any], now: float) -> Part:
+    """``bundle`` is the status of the configuration's bundle. The last good one serves, whatever its age."""
+    faults = ["; ".join(bundle["error"].splitlines())] if bundle["error"] else []
+    if bundle["expires"] is not None and bundle["expires"] <= now:
+        faults.append(f"version {bundle['version']} expired at {utc_time(bundle['expires'])}, and serves on")
+    return degraded(_named(faults)) if faults else OK
 
 
 def _named(each: Sequence[str]) -> str:

@@ -248,6 +248,17 @@ def sharing(status: Mapping[str, Any]) -> str:
     return store if section["reached"] else f"{store}, which is away since {utc_time(section['since'])}"
 
 
+def bundle(section: Mapping[str, Any] | None) -> str:
+    """Sentence on the configuration's bundle, empty without one."""
+    if section is None:
+        return ""
+    url, fetched = shown(section["url"]), section["fetched_at"]
+    if section["version"] is None:
+        return f"no configuration bundle of {url} yet"
+    edition = f"configuration bundle of {url}: version {section['version']}, signed at {utc_time(section['created'])}"
+    return f"{edition}, {'not fetched yet' if fetched is None else f'last fetched at {utc_time(fetched)}'}"
+
+
 def presented(entry: Mapping[str, Any]) -> Iterator[str]:
     """The names of a refused or connected client."""
     if entry["identity"]:

@@ -72,13 +72,14 @@ def check(config_path: Path, *, for_reload: bool, connect: bool, as_user: str | 
     generation = first.generation
     units = socket_units(config_path, os.environ)
     _tell_faults(start_faults(generation.config, units, time.time()), for_reload=for_reload)
-    for line in summary(generation):
+    bundle = first.inputs.config_files.bundle
+    for line in summary(generation, bundle):
         click.echo(line)
     for problem in generation.unused:
         click.echo(f"unused: {problem}")
     faults = (fault.text for fault in first.faults.values())
     now = time.time()
-    dated = (*generation.material.warnings(now), *expiry_warnings(lifetimes_of(generation), now))
+    dated = (*generation.material.warnings(now), *expiry_warnings(lifetimes_of(generation, bundle), now))
     fetching = (fault for source in key_sources(generation.config) for fault in fetch_faults(source))
     found = (*faults, *generation.warnings, *dated, *first.inputs.warnings, *fetching)
     for warning in (*found, *start_warnings(generation.config, units)):

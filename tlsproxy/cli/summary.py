@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from tlsproxy.authz.access import EVERY
 from tlsproxy.authz.keys import NEVER, Key
-from tlsproxy.config.endpoints import UNIX
+from tlsproxy.config.bundle import Bundle, BundleConfig
+from tlsproxy.config.endpoints import UNIX, shown_url
 from tlsproxy.config.grants import CollectionGrant, filter_of
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.listeners import PROTOCOLS, balancers_of, listening, titles
@@ -20,9 +21,12 @@ from tlsproxy.text import printable, utc_time
 from tlsproxy.tls.certinfo import CertificateFacts
 
 
-def summary(generation: Generation) -> Iterator[str]:
+def summary(generation: Generation, bundle: Bundle | None = None) -> Iterator[str]:
+    """``bundle`` is the configuration's, as it is kept."""
     material = generation.material
     yield from _pieces(generation)
+    if bundle is not None and generation.config.bundle is not None:
+        yield from _bundle(generation.config.bundle, bundle)
     yield from _certificate("certificate", material.leaf)
     for authority, anchor in zip(material.authorities, material.anchors.trusted.values(), strict=True):
         yield from _certificate("client CA", authority)
@@ -39,6 +43,12 @@ def _pieces(generation: Generation) -> Iterator[str]:
     if generation.config.include:
         files = generation.states.configuration.value.files
         yield f"includes: {', '.join(map(printable, files)) or 'no file: none matches'}"
+
+
+def _bundle(settings: BundleConfig, bundle: Bundle) -> Iterator[str]:
+    end = "never expires" if bundle.expires is None else f"expires {utc_time(bundle.expires)}"
+    yield f"bundle of {shown_url(settings.url)}: version {bundle.version}, signed at {utc_time(bundle.created)}, {end}"
+    yield f"  files      {', '.join(sorted(bundle.files))}"
 
 
 def _served(config: Config) -> Iterator[str]:

@@ -193,6 +193,8 @@ def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:
     )
     for node in view.nodes(status):
         yield Text(f"node {node.name}: {node.state}, {node.detail}", "" if node.state == "up" else "yellow")
+    if bundle := view.bundle(status.get("bundle")):
+        yield Text(bundle, "yellow" if status["bundle"]["error"] else "")
     if sharing := view.sharing(status):
         yield Text(sharing, "" if status["shared"]["reached"] else "yellow")
     for worker in status.get("workers", ()):

@@ -151,11 +151,25 @@ SHARED_ROUND_TRIPS: Final = _counter(
     " files, read_only, full, cluster, error).",
     "outcome",
 )
+BUNDLE_VERSION: Final = _gauge(
+    "bundle_version",
+    "number",
+    "Version of the last good bundle of the configuration; this and the next with bundle only.",
+)
+BUNDLE_CREATED: Final = _gauge("bundle_created_timestamp_seconds", "seconds since 1970", "Time at which it was signed.")
+BUNDLE_LAST_SUCCESS: Final = _gauge(
+    "bundle_last_success_timestamp_seconds",
+    "seconds since 1970",
+    "Time of the last good fetch since the start, of an unchanged bundle too.",
+)
+BUNDLE_FAILED: Final = _gauge(
+    "bundle_last_fetch_failed", "0 or 1", "1 if the bundle could not be fetched the last time, or was refused."
+)
 EXPIRY: Final = _gauge(
     "expiry_timestamp_seconds",
     "seconds since 1970",
     "End of all that ends: server certificate, its intermediate, client ca, crl, certificate and ca towards upstreams, "
-    "named key, last key of a token issuer; of several of one name the first.",
+    "named key, last key of a token issuer, bundle of the configuration; of several of one name the first.",
     "kind",
     "name",
 )

@@ -90,6 +90,7 @@ class Metrics(Collector):
         self._locks: Mapping[str, int] = dict.fromkeys(KINDS, 0)
         self._sharing: tuple[bool, int] | None = None
         self._round_trips: dict[str, int] = defaultdict(int)
+        self._bundle: Mapping[str, Any] | None = None
         self._ready: Mapping[str, bool] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -187,6 +188,10 @@ class Metrics(Collector):
         """Sets whether the store of shared limits answers, and the number of gateways."""
         self._sharing = up, gateways
 
+    def bundled(self, bundle: Mapping[str, Any] | None) -> None:
+        """Sets the status of the configuration's bundle; None without one."""
+        self._bundle = bundle
+
     def readiness(self, parts: Mapping[str, bool]) -> None:
         """Sets the parts of readiness: whether each is good."""
         self._ready = parts
@@ -276,10 +281,28 @@ class Metrics(Collector):
         yield families.SHARED_STORE.of(((), up) for up, _ in shared)
         yield families.SHARED_GATEWAYS.of(((), gateways) for _, gateways in shared)
         yield families.SHARED_ROUND_TRIPS.keyed(self._round_trips)
+        yield from self._collect_bundle()
         yield families.CERTIFICATE_NOT_AFTER.of(self._certificates.items())
         yield families.CRL_NEXT_UPDATE.keyed(self._crls)
-        yield families.EXPIRY.of((names, end) for names, (_, end) in self._lifetimes.items())
-        yield families.EXPIRY_START.of((names, start) for names, (start, _) in self._lifetimes.items())
+        lifetimes = self._lifetimes | self._lifetime_of_bundle()
+        yield families.EXPIRY.of((names, end) for names, (_, end) in lifetimes.items())
+        yield families.EXPIRY_START.of((names, start) for names, (start, _) in lifetimes.items())
+
+    def _collect_bundle(self) -> Iterator[Metric]:
+        bundle = {} if self._bundle is None else self._bundle
+        for family, key in (
+            (families.BUNDLE_VERSION, "version"),
+            (families.BUNDLE_CREATED, "created"),
+            (families.BUNDLE_LAST_SUCCESS, "fetched_at"),
+        ):
+            yield family.of([((), bundle[key])] if bundle.get(key) is not None else [])
+        yield families.BUNDLE_FAILED.of([((), bool(bundle["error"]))] if bundle else [])
+
+    def _lifetime_of_bundle(self) -> dict[tuple[str, str], tuple[float, float]]:
+        bundle = self._bundle
+        if bundle is None or bundle["expires"] is None:
+            return {}
+        return {("bundle", bundle["url"]): (bundle["created"], bundle["expires"])}
 
     def _collect_audit(self) -> Iterator[Metric]:
         queued, written, dropped, limit = self._audit()

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.admin.readiness import LISTENERS, OK, RELOAD, WORKERS, Level, Part, Readiness
+from tlsproxy.admin.readiness import BUNDLE, LISTENERS, OK, RELOAD, WORKERS, Level, Part, Readiness
 
 FIRST_REST: Final = 1.0
 LONGEST_REST: Final = 60.0
 CALM: Final = 60.0
 """Seconds without a change after which the rests begin anew."""
 
-_ELSEWHERE: Final = frozenset({LISTENERS, RELOAD, WORKERS})
-"""Parts whose changes have lines of their own: of the drain, the reload, the supervisor."""
+_ELSEWHERE: Final = frozenset({LISTENERS, RELOAD, BUNDLE, WORKERS})
+"""Parts whose changes have lines of their own: of the drain, the reload, the fetch of a bundle, the supervisor."""
 
 Line = tuple[int, str]
 """Level of :mod:`logging`, and text."""

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from tlsproxy.audit.line import EventResult, event_line
-from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service import impact_report, logs, reload_trail
 from tlsproxy.service.expiry_log import ExpiryLog
 from tlsproxy.service.lock_publisher import LockPublisher, Publisher
 from tlsproxy.service.lock_trail import AuditWriter
+from tlsproxy.service.notices import Notices
 from tlsproxy.service.reload_result import (
     InputStatus,
     ReloadResult,
@@ -39,7 +39,7 @@ from tlsproxy.snapshot.diff import Change, changes_between
 from tlsproxy.snapshot.files import Inputs
 from tlsproxy.snapshot.generation import Generation, assemble, propose
 from tlsproxy.snapshot.jwks import KeySets
-from tlsproxy.snapshot.lifetimes import lifetimes_of, warnings
+from tlsproxy.snapshot.lifetimes import Lifetime, warnings
 from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.states import Fault, Input, States
 from tlsproxy.snapshot.validation import InputReading
@@ -122,6 +122,7 @@ class Reloader:
         self._watcher = watcher
         self._key_sets = key_sets
         self._bundles = bundles
+        self._notices = Notices(key_sets, bundles)
         self._locks = locks
         self._observer = observer
         self._lock = asyncio.Lock()
@@ -163,7 +164,7 @@ class Reloader:
         """Reload, until cancelled, when time or the environment may have mended a fault."""
         while True:
             self._validated.clear()
-            expiry = self._expiry.report(lifetimes_of(self._target.generation), self._target.clock.now())
+            expiry = self._expiry.report(self.lifetimes, self._target.clock.now())
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._next_retry(expiry)):
                     await self._validated.wait()
@@ -240,7 +241,7 @@ class Reloader:
                 result="held",
                 error=reload_trail.held_text(consequences, renewed=new.states.server != old.states.server),
             )
-        warnings = self._warnings(new, candidate.inputs, candidate.faults)
+        warnings = self._notices.of(new, candidate.inputs, candidate.faults, self._target.clock.now())
         return asdict(result) | {"warnings": warnings, "restart_needed": new.restart_needed}
 
     async def _attempt(self, trigger: str, *, force: bool) -> ReloadResult:
@@ -248,8 +249,7 @@ class Reloader:
         try:
             await self._locks.look()
             old = self._target.generation
-            if trigger in _ASKED:
-                await self._bundles.refresh(old)
+            await self._bundles.prepare(old, asked=trigger in _ASKED)
             inputs = await self._watcher.read()
             # Whatever the outcome, the watcher reports this state no more, but any other one.
             self._watcher.seen(inputs.digest)
@@ -467,26 +467,17 @@ class Reloader:
 
     def warnings(self) -> tuple[str, ...]:
         """Warnings on the generation in force, at this moment, and on the files as last read."""
-        return (*self.notices(), *warnings(lifetimes_of(self._target.generation), self._target.clock.now()))
+        return (*self.notices(), *warnings(self.lifetimes, self._target.clock.now()))
 
     def notices(self) -> tuple[str, ...]:
-        """The same without those on expiry, which :mod:`tlsproxy.service.expiry_log` logs at their moments."""
-        return self._warnings(self._target.generation, self._watcher.inputs, self._faults)
+        """The same without those on expiry."""
+        target = self._target
+        return self._notices.of(target.generation, self._watcher.inputs, self._faults, target.clock.now())
 
-    def _warnings(self, generation: Generation, inputs: Inputs, faults: Mapping[Input, Fault]) -> tuple[str, ...]:
-        return (
-            *generation.warnings,
-            *generation.material.warnings(self._target.clock.now()),
-            *inputs.warnings,
-            *(
-                f"{source.shown}: its keys have not been fetched yet: the tokens that they verify are refused"
-                for source in key_sources(generation.config)
-                if source not in generation.states.documents
-            ),
-            *self._key_sets.warnings(generation.config),
-            *self._bundles.warnings(generation),
-            *(fault.text for subject, fault in faults.items() if subject.kind == "name" and fault.kept),
-        )
+    @property
+    def lifetimes(self) -> tuple[Lifetime, ...]:
+        """Lifetimes of all that serves."""
+        return self._notices.lifetimes(self._target.generation)
 
     def status(self) -> dict[str, Any]:
         return asdict(self.last)

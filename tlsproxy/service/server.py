@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import tlsproxy
+from tlsproxy.admin import view
 from tlsproxy.admin.health import HealthServer, HealthSettings
 from tlsproxy.audit import counters
 from tlsproxy.audit.files import ALONE, Turn
@@ -308,6 +309,8 @@ class _Program:
             f"{titles(one.where.protocols)} on {shown(one.where.protocols, one.address)}" for one in bound
         )
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
+        if bundle := view.bundle(self._bundles.status()):
+            _log.info("%s", bundle)
         if admin is not None:
             _log.info("serving the operators on %s", admin)
         if health is not None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import tlsproxy
-from tlsproxy.admin.readiness import RELOAD, SHARED, Part, Readiness, reload_part
+from tlsproxy.admin.readiness import BUNDLE, RELOAD, SHARED, Part, Readiness, bundle_part, reload_part
 from tlsproxy.config.policy import confinement_text
 from tlsproxy.metrics.recent import dated
 from tlsproxy.proxy.frontend.listener import Bound
@@ -20,7 +20,6 @@ from tlsproxy.service.serving import Served
 from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import KeySets
-from tlsproxy.snapshot.lifetimes import lifetimes_of
 
 
 def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
@@ -67,6 +66,8 @@ class ServiceState:
         last = self._reloader.last
         faults = (last.error,) if last.result == "held" else self._reloader.faults
         verdict = (await self._served.ready()).with_part(RELOAD, reload_part(faults))
+        if (bundle := self._bundles.status()) is not None:
+            verdict = verdict.with_part(BUNDLE, bundle_part(bundle, self._served.clock.now()))
         return verdict if self._shared is None else verdict.with_part(SHARED, self._shared.part)
 
     async def status(self, subject: str) -> Mapping[str, Any]:
@@ -88,12 +89,12 @@ class ServiceState:
             "last_reload": self._reloader.status(),
             "certificate": asdict(generation.material.leaf),
             "authorities": [asdict(authority) for authority in generation.material.authorities],
-            "lifetimes": [asdict(one) for one in lifetimes_of(generation)],
+            "lifetimes": [asdict(one) for one in self._reloader.lifetimes],
             "crls": [asdict(crl) for crl in generation.material.crls],
             "locks": self._locks.status(),
             **({} if self._shared is None else {"shared": self._shared.status()}),
             "key_sets": self._key_sets.status(generation.config),
-            "bundle": self._bundles.status(generation),
+            "bundle": self._bundles.status(),
             "clock": self._jumps.status(),
             "listeners": self._listeners,
             "roles": {name: _rights(generation, name) for name in generation.policy.roles},
@@ -121,4 +122,5 @@ class ServiceState:
     async def metrics(self) -> tuple[bytes, str]:
         """With the verdict of this moment, as ``/readyz`` has it."""
         self._served.counted.readiness((await self.ready()).good)
+        self._served.counted.bundled(self._bundles.status())
         return await self._served.metrics()

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,13 +20,14 @@ from tlsproxy.config.bundle import MAX_BUNDLE, Bundle, opened
 from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.loader import bundle_settings
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
+from tlsproxy.snapshot import bounded_io
 from tlsproxy.snapshot.config_files import KEY_LIMIT
 from tlsproxy.snapshot.files import read_inputs, read_main_file
 from tlsproxy.snapshot.generation import propose
-from tlsproxy.snapshot.jwks import JITTER, RETRY, fetch_changed
+from tlsproxy.snapshot.jwks import DEADLINE, JITTER, RETRY, fetch_changed
 from tlsproxy.snapshot.reading import read_file
 from tlsproxy.snapshot.validation import InputReading
-from tlsproxy.text import rfc3339
+from tlsproxy.text import utc_time
 from tlsproxy.threads import in_thread
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ _log = logging.getLogger(__name__)
 
 
 class Bundles:
-    """The bundle of this process's configuration. ``error`` is that of the last fetch, "" for none.
+    """The bundle that this process's configuration names. ``current`` is the last good one, which is in its cache.
 
-    For one event loop. ``fetched_at`` is the last good fetch, in seconds since the epoch.
+    ``error`` is that of the last fetch, "" for none; ``fetched_at`` is the last good fetch, in seconds since the epoch.
+    For one event loop.
     """
 
     def __init__(self, config_path: Path, environ: Mapping[str, str]) -> None:
@@ -55,9 +58,9 @@ class Bundles:
         self._settings: BundleConfig | None = None
         self._tried = 0.0
         self._spread = 1.0
-        self._bundle: Bundle | None = None
         self._fetched_at: float | None = None
         self._error = ""
+        self.current: Bundle | None = None
 
     async def first(self) -> str:
         """Fetch before the start. Returns a warning, if the bundle that was kept has to serve; "" for none.
@@ -65,38 +68,46 @@ class Bundles:
         Raises MaterialError without any bundle, where a retry may succeed, and without a key.
         """
         try:
-            data = await in_thread(read_main_file, self._config_path)
+            settings = await self._named()
         except TlsproxyError:
             return ""  # reported by the reading of all inputs
-        settings = bundle_settings(data, self._config_path, self._environ)
         if settings is None:
             return ""
         await in_thread(_keys, settings)  # of the machine, which a retry does not mend
         self._error = error = await self._refreshed(settings, None)
-        if error and self._bundle is None:
+        if error and self.current is None:
             text = f"{error}; and there is no earlier one in {settings.cache}"
             raise MaterialError("bundle", text, FailureKind.ENVIRONMENT)
         return error and f"{error}; the earlier bundle in {settings.cache} serves"
 
+    async def prepare(self, generation: Generation, *, asked: bool) -> None:
+        """Fetch before a reload, if it is asked for or the configuration names another bundle than before."""
+        if asked or await self._wanted(generation) != self._settings:
+            await self.refresh(generation)
+
     async def refresh(self, generation: Generation) -> bool:
         """Fetch now. Whether there is a new bundle on disk."""
-        settings, before = generation.config.bundle, self._bundle
+        settings, before = await self._wanted(generation), self.current
         if settings is None:
-            self._bundle, self._error, self._fetched_at = None, "", None
             return False
         error, former = await self._refreshed(settings, generation), self._error
         self._error = error
         if error and error != former:
-            _log.warning("%s; the former bundle serves", error)
+            _log.warning("%s", self._consequence)
         elif former and not error:
             _log.info("%s: can be fetched again", shown_url(settings.url))
-        return self._bundle != before
+        if self.current == before or self.current is None:
+            return False
+        _log.info("%s: version %d, signed at %s", shown_url(settings.url), *_edition(self.current))
+        return True
 
     async def run(self, generation: Callable[[], Generation], reload: Callable[[str], Awaitable[Any]]) -> None:
-        """Refresh the bundle of the configuration in force, and reload when it has changed. Never ends."""
+        """Refresh the bundle that the configuration names, and reload when it has changed. Never ends."""
         while True:
             self._woken.clear()
-            settings = generation().config.bundle
+            settings = await self._wanted(generation())
+            if settings is None:
+                self._settings, self.current, self._error, self._fetched_at = None, None, "", None
             wait = None if settings is None else self._due(settings) - time.monotonic()
             if wait is not None and wait <= 0:
                 if await self.refresh(generation()):
@@ -110,9 +121,9 @@ class Bundles:
         """Note that another configuration may be in force."""
         self._woken.set()
 
-    def status(self, generation: Generation) -> dict[str, Any] | None:
+    def status(self) -> dict[str, Any] | None:
         """The bundle as JSON values; None without one."""
-        settings, bundle = generation.config.bundle, self._bundle
+        settings, bundle = self._settings, self.current
         if settings is None:
             return None
         return {
@@ -125,39 +136,53 @@ class Bundles:
             "error": self._error,
         }
 
-    def warnings(self, generation: Generation) -> tuple[str, ...]:
-        """The error of the last fetch, and the expiry of the bundle that serves."""
-        if generation.config.bundle is None:
-            return ()
-        found = [f"{self._error}; the former bundle serves"] if self._error else []
-        bundle = self._bundle
-        if bundle is not None and bundle.expires is not None and bundle.expires <= time.time():
-            found.append(f"version {bundle.version} of the bundle expired on {rfc3339(bundle.expires)}, and serves on")
-        return tuple(found)
+    def warnings(self) -> tuple[str, ...]:
+        """The error of the last fetch, if there is one."""
+        return (self._consequence,) if self._error else ()
+
+    @property
+    def _consequence(self) -> str:
+        return f"{self._error}; {'there is none yet' if self.current is None else 'the former bundle serves'}"
 
     def _due(self, settings: BundleConfig) -> float:
         if settings != self._settings:
             return 0.0
         return self._tried + self._spread * (min(settings.refresh, RETRY) if self._error else settings.refresh)
 
+    async def _named(self) -> BundleConfig | None:
+        """`bundle` in the main file, whatever else is wrong with it. Raises TlsproxyError if it cannot be read."""
+        data = await in_thread(read_main_file, self._config_path)
+        return bundle_settings(data, self._config_path, self._environ)
+
+    async def _wanted(self, generation: Generation) -> BundleConfig | None:
+        """That one: a configuration that names another bundle cannot be published without it. Else the one in force."""
+        try:
+            return await self._named() or generation.config.bundle
+        except TlsproxyError:
+            return generation.config.bundle
+
     async def _refreshed(self, settings: BundleConfig, serving: Generation | None) -> str:
         """Fetch and keep it. Returns the error, "" for none."""
         async with self._lock:
             if self._settings != settings:
-                self._etag = ""
+                self._etag, self.current = "", None
             self._settings = settings
             shown = shown_url(settings.url)
             try:
                 keys = await in_thread(_keys, settings)
-                self._bundle = await in_thread(_kept, settings, keys)
+                kept = await in_thread(_kept, settings, keys)
+                # A cache that is lost while it serves lets no older bundle in.
+                former = self.current = kept or self.current
                 document, etag = await fetch_changed(settings.url, settings, MAX_BUNDLE, self._document, self._etag)
                 found = await in_thread(opened, shown, document, keys)
                 now = time.time()
-                if found != self._bundle:
-                    found.check_newer(shown, now, self._bundle)
+                if found != kept:
+                    found.check_newer(shown, now, former)
                     await in_thread(self._try, document, found, serving, now)
-                    await in_thread(_keep, settings.cache, document)
-                    self._bundle = found
+                    await in_thread(
+                        bounded_io.answer, settings.cache, partial(_keep, settings.cache, document), DEADLINE
+                    )
+                    self.current = found
                 self._document, self._etag, self._fetched_at = document, etag, now
             except TlsproxyError as error:
                 self._etag = ""
@@ -182,16 +207,24 @@ class Bundles:
             raise MaterialError(f"version {found.version} of the bundle", "\n".join(broken))
 
 
+def _edition(bundle: Bundle) -> tuple[int, str]:
+    return bundle.version, utc_time(bundle.created)
+
+
 def _keys(settings: BundleConfig) -> list[tuple[str, bytes]]:
-    return [(str(path), read_file(path, KEY_LIMIT)) for path in settings.keys]
+    return [(str(path), _content(path, KEY_LIMIT)) for path in settings.keys]
 
 
 def _kept(settings: BundleConfig, keys: list[tuple[str, bytes]]) -> Bundle | None:
     """The bundle in the cache; None if there is none that can be used."""
     try:
-        return opened(str(settings.cache), read_file(settings.cache, MAX_BUNDLE), keys)
+        return opened(str(settings.cache), _content(settings.cache, MAX_BUNDLE), keys)
     except MaterialError:
         return None
+
+
+def _content(path: Path, limit: int) -> bytes:
+    return bounded_io.answer(path, partial(read_file, path, limit), DEADLINE)
 
 
 def _keep(path: Path, document: bytes) -> None:

@@ -85,7 +85,7 @@ def config_files(
         kept = access.contents([cache], MAX_BUNDLE)[cache]
         if isinstance(kept, MaterialError):
             raise MaterialError(
-                str(cache), f"there is no bundle that was fetched ({kept.text}); `run` fetches it", kept.kind
+                str(cache), f"there is no bundle that was fetched ({kept.text}); `run` and a reload fetch it", kept.kind
             )
         beside[cache] = kept
     keys = [(str(path), beside[path]) for path in settings.keys]

@@ -31,7 +31,7 @@ class HttpConnector(TCPConnector):
         super().__init__(resolver=HttpResolver(), ssl=context)
         self._opened: list[asyncio.WriteTransport] = []
 
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
+    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:  # noqa: ASYNC109 - as aiohttp has it
         connection = await super().connect(req, traces, timeout)
         if connection.transport is not None:
             self._opened.append(connection.transport)

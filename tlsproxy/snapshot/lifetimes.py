@@ -1,4 +1,4 @@
-"""Lifetimes of all that ends: certificates, CRLs, named keys, keys of token issuers; and when to warn of each.
+"""Lifetimes of all that ends: certificates, CRLs, keys, the bundle of the configuration; and when to warn of each.
 
 This is the one list of them: page, terminal, status, metrics and log read it. A warning is due once the remaining share
 of a lifetime falls to 15 %, to 5 % and to nothing, and daily in between. So a certificate for 90 days is warned of for
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from tlsproxy.authz.keys import NEVER
+from tlsproxy.config.endpoints import shown_url
 from tlsproxy.text import span, utc_time
 from tlsproxy.tls.certinfo import CertificateFacts, facts_of
 
 if TYPE_CHECKING:
     from tlsproxy.authz.tokens import VerificationKey
+    from tlsproxy.config.bundle import Bundle, BundleConfig
     from tlsproxy.snapshot.generation import Generation
     from tlsproxy.snapshot.server_tls import TlsStates
 
-Kind: TypeAlias = Literal["server", "intermediate", "ca", "crl", "client", "server_ca", "key", "issuer"]
+Kind: TypeAlias = Literal["server", "intermediate", "ca", "crl", "client", "server_ca", "key", "issuer", "bundle"]
 State: TypeAlias = Literal["ok", "soon", "over"]
 
 SOON: Final = 0.15
@@ -40,6 +42,7 @@ KINDS: Final[Mapping[Kind, str]] = {
     "server_ca": "upstream CA",
     "key": "API key",
     "issuer": "token issuer",
+    "bundle": "configuration bundle",
 }
 _NAMES: Final[Mapping[Kind, str]] = {
     "server": "{}",
@@ -50,6 +53,7 @@ _NAMES: Final[Mapping[Kind, str]] = {
     "server_ca": "the upstream's CA {}",
     "key": "API key {}",
     "issuer": "the last key of token issuer {}",
+    "bundle": "the bundle of {}",
 }
 
 
@@ -91,9 +95,12 @@ def state(start: float, end: float, now: float) -> State:
     return "soon" if remaining(start, end, now) <= SOON else "ok"
 
 
-def lifetimes_of(generation: Generation) -> tuple[Lifetime, ...]:
-    """All lifetimes of a generation, the server's certificate first."""
-    return tuple(_all(generation))
+def lifetimes_of(generation: Generation, bundle: Bundle | None = None) -> tuple[Lifetime, ...]:
+    """All lifetimes of a generation, the server's certificate first.
+
+    ``bundle`` is its configuration's: one that is signed anew, with the same content, makes no other generation.
+    """
+    return (*_all(generation), *_of_bundle(generation.config.bundle, bundle))
 
 
 def _all(generation: Generation) -> Iterator[Lifetime]:
@@ -129,6 +136,12 @@ def tls_lifetimes(states: TlsStates) -> Iterator[Lifetime]:
     for path, authorities in states.server_authorities.items():
         for facts in map(facts_of, authorities.value):
             yield _certificate("server_ca", facts, str(path))
+
+
+def _of_bundle(settings: BundleConfig | None, bundle: Bundle | None) -> Iterator[Lifetime]:
+    if settings is not None and bundle is not None and bundle.expires is not None:
+        version, name = f"version {bundle.version}", shown_url(settings.url)
+        yield Lifetime("bundle", name, "bundle.url", version, bundle.created, bundle.expires, version)
 
 
 def _certificate(kind: Kind, facts: CertificateFacts, path: str, names: str = "") -> Lifetime:

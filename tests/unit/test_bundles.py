@@ -1,0 +1,134 @@
+"""Bundles by URL that cannot be had, kept or trusted: the last good one stays."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from snapshot_site import SnapshotSite, site
+from support.token_issuer import TokenIssuer
+
+from tlsproxy.config.bundle import signed
+from tlsproxy.errors import FailureKind, MaterialError
+from tlsproxy.snapshot import bundles, jwks
+from tlsproxy.snapshot.bundles import Bundles
+
+KEY = Ed25519PrivateKey.generate()
+PIECE = b"roles: {guest: {access: r}}"
+
+
+class Bench:
+    """A configuration with a bundle, its server, and the gateway's part that fetches it."""
+
+    def __init__(self, directory: Path, server: TokenIssuer) -> None:
+        self.server = server
+        self.made: SnapshotSite = site(directory, bundle={"url": f"{server.url}/b", "public_key": "b.pub"})
+        self.made.write("b.pub", KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        self.cache = directory / "configuration.bundle"
+        self.bundles = Bundles(self.made.config, {})
+
+    def offer(self, version: int, *, expires: float | None = None, piece: bytes = PIECE, padding: int = 0) -> bytes:
+        files = {"guest.yaml": piece, "padding": bytes(padding)}
+        data = signed(KEY, version, time.time(), expires, files)
+        self.server.answers["/b"] = (200, data)
+        return data
+
+    def first(self) -> str:
+        return asyncio.run(self.bundles.first())
+
+    def refreshed(self) -> str:
+        """The error of a fetch."""
+        asyncio.run(self.bundles.refresh(self.made.build()))
+        return "".join(self.bundles.warnings())
+
+    @property
+    def version(self) -> int:
+        assert self.bundles.current is not None
+        return self.bundles.current.version
+
+
+def test_a_bundle_that_cannot_be_taken_leaves_the_last_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        with pytest.raises(MaterialError, match="the answer was 404; and there is no earlier one in") as caught:
+            bench.first()
+        assert caught.value.kind is FailureKind.ENVIRONMENT
+        bench.offer(1, expires=time.time() - 1)
+        with pytest.raises(MaterialError, match="version 1 expired on"):
+            bench.first()
+        kept = bench.offer(5)
+        assert bench.first() == ""
+
+        bench.offer(6, padding=9000)
+        monkeypatch.setattr(bundles, "MAX_BUNDLE", 5000)
+        assert "has more than 5000 bytes" in bench.refreshed()
+        monkeypatch.undo()
+
+        bench.offer(6)
+        in_the_way = tmp_path / ".configuration.bundle.new"
+        in_the_way.mkdir()
+        assert "configuration.bundle: cannot be written: " in bench.refreshed()
+        assert bench.version == 5
+        in_the_way.rmdir()
+
+        monkeypatch.setattr(jwks, "DEADLINE", 0.05)
+        server.held.add("/b")
+        assert "cannot be fetched: no answer within 0.05 s; the former bundle serves" in bench.refreshed()
+        monkeypatch.undo()
+        server.held.clear()
+
+        assert bench.cache.read_bytes() == kept
+        assert bench.refreshed() == ""
+        assert bench.version == 6
+
+
+def test_a_cache_that_is_lost_lets_no_older_bundle_in(tmp_path: Path) -> None:
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        data = bench.offer(5)
+        assert bench.first() == ""
+        generation = bench.made.build()
+        for lost in (bench.cache.unlink, lambda: bench.cache.write_bytes(b"junk")):
+            lost()
+            bench.offer(4)
+            asyncio.run(bench.bundles.refresh(generation))
+            assert "version 4 is older than 5" in bench.bundles.warnings()[0]
+            server.answers["/b"] = (200, data)
+            asyncio.run(bench.bundles.refresh(generation))
+            assert (bench.bundles.warnings(), bench.cache.read_bytes()) == ((), data)
+
+
+def test_one_that_expired_serves_on_also_after_a_restart(tmp_path: Path) -> None:
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        bench.cache.write_bytes(bench.offer(5, expires=time.time() - 1))
+        assert bench.first() == ""
+        server.answers.clear()
+        assert "the answer was 404; the earlier bundle in" in bench.first()
+        assert bench.version == 5
+
+
+def test_a_cache_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released, keep = threading.Event(), bundles._keep
+
+    def hung(path: Path, document: bytes) -> None:
+        assert released.wait(20)
+        keep(path, document)
+
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        bench.offer(5)
+        assert bench.first() == ""
+        bench.offer(6)
+        monkeypatch.setattr(bundles, "_keep", hung)
+        monkeypatch.setattr(bundles, "DEADLINE", 0.05)
+        assert "configuration.bundle: its file system gives no answer since" in bench.refreshed()
+        assert bench.version == 5
+        released.set()
