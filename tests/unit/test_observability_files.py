@@ -128,8 +128,8 @@ def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:
 def test_each_metric_is_on_the_dashboard_or_says_nothing_of_its_own() -> None:
     asked = set(re.findall(r"tlsproxy_\w+", "".join(queries()) + DASHBOARD["templating"]["list"][1]["definition"]))
     shown = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
-    # The same as lifetimes, as an age, and as readiness.
-    assert NAMES - shown == {
+    # The same as lifetimes, as an age, and as readiness; those of client mode are another program's.
+    assert {name for name in NAMES - shown if not name.startswith("tlsproxy_connect_")} == {
         "tlsproxy_bundle_created_timestamp_seconds",
         "tlsproxy_bundle_last_fetch_failed",
         "tlsproxy_bundle_last_success_timestamp_seconds",

@@ -127,7 +127,7 @@ def _sections(root: type[Section], examples: Mapping[str, Any]) -> Iterator[str]
     seen: set[type[Section]] = set()
     for name, field in root.model_fields.items():
         yield ""
-        yield from _comment(_description(Config, name), 0)
+        yield from _comment(_description(root, name), 0)
         model = model_in(field.annotation)
         example = examples.get(name)
         if model is None:
