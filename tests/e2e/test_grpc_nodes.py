@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from support.h2_raw_client import H2Client, h2, raw
 from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 SETTINGS = raw(4, 0, 0)
 TRAILERS = b"\x00\x0bgrpc-status\x010"
@@ -62,7 +64,7 @@ class Nodes:
         return [{"name": one, "rest": self.rest[one].url, "grpc": self.all[one].url, **more} for one in names]
 
     def publish(self, nodes: list[dict[str, Any]], **more: Any) -> None:
-        upstream = {"nodes": nodes, "check_interval": 0, **more}
+        upstream = {"nodes": nodes, "check_interval": 0, "response_timeout": 300, **more}
         self.site.edit_config(self.path, upstream=upstream)
         self.gateway.reloaded()
 
@@ -230,6 +232,19 @@ def test_a_node_that_fails_its_checks(nodes: Nodes, client: H2Client) -> None:
     assert client.statuses(streams) == dict.fromkeys(streams, 0)
     assert nodes.counts[name] == 1
     assert nodes.gateway.audited(grpc_status=UNAVAILABLE)["reason"] == "upstream_unreachable"
+
+
+def test_a_node_that_answers_nothing_in_time(nodes: Nodes, client: H2Client) -> None:
+    """By the gateway's own time: it is left out like one that fails."""
+    nodes.use(nodes.entries("ab"), response_timeout=0.1)
+    _, name = begun(nodes, client)
+    nodes.all[name].answer = never
+    streams = [client.call() for _ in range(2)]
+    assert client.statuses(streams) == dict.fromkeys(streams, DEADLINE_EXCEEDED)
+    rows = json.loads(nodes.gateway.ask_admin("/status")[1])["nodes"]
+    assert [row["name"] for row in rows if row["ejections"]] == [name]
+    nodes.all[name].answer = replying(b"")
+    assert client.status(client.call()) == 0
 
 
 def test_an_idle_connection_at_a_node_that_fails_its_checks(nodes: Nodes, client: H2Client) -> None:

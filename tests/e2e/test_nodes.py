@@ -143,14 +143,16 @@ def test_an_answer_that_has_begun_is_not_asked_for_again(nodes: Nodes, begun: by
 def test_retries_have_a_budget(nodes: Nodes, client: RawClient) -> None:
     nodes.use(nodes.entries("abc"), silent)
     asked = 60
-    before = retries(nodes.gateway)
+    before, refused = retries(nodes.gateway), retries(nodes.gateway, "retries_refused")
     assert ask(client, times=asked) == {502: asked}
     assert retries(nodes.gateway) - before <= 0.2 * (asked + 200) + 3
     assert sum(nodes.counts.values()) == asked + retries(nodes.gateway) - before
+    assert 0 < retries(nodes.gateway, "retries_refused") - refused <= asked
 
 
-def retries(gateway: Gateway) -> int:
-    return int(float(gateway.ask_admin("/metrics")[1].split("\ntlsproxy_upstream_retries_total ")[1].split()[0]))
+def retries(gateway: Gateway, counter: str = "retries") -> int:
+    metrics = gateway.ask_admin("/metrics")[1]
+    return int(float(metrics.split(f"\ntlsproxy_upstream_{counter}_total ")[1].split()[0]))
 
 
 def test_a_proxy_that_says_bad_gateway_puts_its_node_out(nodes: Nodes, client: RawClient) -> None:
@@ -214,13 +216,17 @@ def test_a_node_takes_no_more_connections_than_its_own_limit(nodes: Nodes) -> No
 
 def test_what_moves_waits_where_the_other_node_is_full(nodes: Nodes) -> None:
     """A read that is tried again, and a write whose node cannot be reached."""
-    held, come, at_b = threading.Event(), threading.Semaphore(0), []
+    held, come = threading.Event(), threading.Semaphore(0)
+    at_b: set[Connection] = set()
+    together = []
 
     def waiting(connection: Connection, request: Received) -> None:
         connection.read_body(request)
-        at_b.append(nodes.all["b"].open)
+        at_b.add(connection)
+        together.append(len(at_b))
         come.release()
         assert held.wait(DEADLINE)
+        at_b.discard(connection)
         connection.sock.sendall(OK)
 
     def taken(connection: Connection, request: Received) -> None:
@@ -241,7 +247,31 @@ def test_what_moves_waits_where_the_other_node_is_full(nodes: Nodes) -> None:
             pass
         held.set()
         assert [one.response().status for one in clients] == [200] * 3
-    assert at_b == [1] * 3, "connections at a time"
+    assert together == [1] * 3
+
+
+def test_a_node_that_hangs_loses_its_reads_once_it_fails_its_checks(nodes: Nodes) -> None:
+    """As a stopped process does, which still takes connections. A write waits for its answer."""
+    hung = threading.Event()
+
+    def hanging(connection: Connection, request: Received) -> None:
+        request.body = connection.read_body(request)
+        assert hung.wait(DEADLINE)
+        connection.sock.sendall(OK)
+
+    nodes.use(nodes.entries("ab"), check_interval=0.05)
+    nodes.all["a"].answer = hanging
+    with ExitStack() as stack:
+        sent = (GET, SEARCH + BODY, UPSERT + BODY)
+        clients = [stack.enter_context(connected(nodes.gateway, nodes.site.client())) for _ in range(2 * len(sent))]
+        for one, request in zip(clients, sent * 2, strict=True):
+            one.send(request)
+        nodes.all["a"].probe = plain(UNAVAILABLE)
+        reads = [one for one, request in zip(clients, sent * 2, strict=True) if request is not sent[-1]]
+        assert [one.response().status for one in reads] == [200] * len(reads)
+        hung.set()
+        assert [one.response().status for one in clients if one not in reads] == [200] * 2
+    assert sum(request.line.startswith("PUT") for one in nodes.all.values() for request in one.requests) == 2
 
 
 def test_a_node_that_says_it_is_not_ready_gets_nothing(nodes: Nodes, client: RawClient) -> None:

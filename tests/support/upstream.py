@@ -36,7 +36,7 @@ class Received:
         return {name.decode().lower(): value.strip().decode("latin-1") for name, value in pairs}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Connection:
     """What an answer may use: ``send``, ``read`` (the request's body), ``close``."""
 
@@ -122,11 +122,6 @@ class ScriptedUpstream:
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(10)
-
-    @property
-    def open(self) -> int:
-        """Connections that are open now."""
-        return len(self._open)
 
     @property
     def url(self) -> str:

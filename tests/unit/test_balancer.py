@@ -1,6 +1,7 @@
 """Choice among nodes: health, least requests, slow start, affinity, and the budget of retries."""
 
 from collections import Counter
+from socket import AF_INET
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +25,8 @@ NOW = 1000.0
 LATER = NOW + SLOW_START
 
 
-def node(name: str, *, drained: bool = False, most: int | None = None, port: int = 6333) -> Node:
-    rest = Upstream(f"http://{name}:{port}", f"{name}:{port}".encode(), ())
+def node(name: str, *at: str, drained: bool = False, most: int | None = None, port: int = 6333) -> Node:
+    rest = Upstream(f"http://{name}:{port}", f"{name}:{port}".encode(), tuple((AF_INET, (one, port)) for one in at))
     return Node(name, rest, None, drained=drained, max_connections=most)
 
 
@@ -149,23 +150,22 @@ def test_checks_count_twice_in_a_row() -> None:
     assert found == ["up", "up", "up", "down", "down", "down", "down", "up"]
 
 
-def test_the_least_bad_of_bad_ones_is_that_which_comes_back_first() -> None:
+def test_bad_ones_go_round_and_those_that_fail_their_checks_come_last() -> None:
+    """So the first that answers again is found at once, however long its pause still is."""
     made = balancer(node("a"), node("b"), node("c"))
     first, second, third = made.nodes
-    for _ in range(2):
+    for _ in range(FALL):
         made.checked(first, "rest", NOW, good=False)
-    fail(made, second, NOW + 0.5)
-    fail(made, third, NOW)
-    assert chosen(made, NOW + 0.6) == "c"
-    assert chosen(made, NOW + 0.6, tried=(third,)) == "b"
-
-
-def test_equally_bad_ones_go_round() -> None:
-    made = balancer(node("a"), node("b"))
-    for state in made.nodes * 2:
-        made.checked(state, "rest", NOW, good=False)
-    assert {one.condition(NOW) for one in made.nodes} == {"down"}
-    assert {chosen(made) for _ in range(2)} == {"a", "b"}
+    fail(made, second)
+    fail(made, third)
+    assert {chosen(made) for _ in range(4)} == {"b", "c"}
+    assert chosen(made, tried=(second, third)) == "a"
+    made.succeeded(third, "rest", NOW)
+    assert {chosen(made) for _ in range(4)} == {"c"}
+    for state in (second, third):
+        for _ in range(FALL):
+            made.checked(state, "rest", NOW, good=False)
+    assert {chosen(made) for _ in range(6)} == {"a", "b", "c"}
 
 
 def test_a_node_that_comes_back_starts_slowly() -> None:
@@ -197,6 +197,20 @@ def test_a_reload_keeps_what_is_known_of_nodes_that_stay() -> None:
     made.adopt((node("a", drained=True),), NOW, affinity=False)
     assert made.only is None
     assert made.choose(ALICE, NOW) is None
+
+
+def test_other_addresses_are_another_node() -> None:
+    """One of several that stays, or a name that is not resolved for now, is not."""
+    made = balancer(node("a", "10.0.0.1", "10.0.0.2"), node("b"))
+    first, second = made.nodes
+    for state in made.nodes:
+        fail(made, state)
+    made.adopt((node("a", "10.0.0.2", "10.0.0.3"), node("b")), NOW, affinity=False)
+    assert made.nodes == (first, second)
+    made.adopt((node("a", "10.0.0.4"), node("b", "10.0.0.5")), NOW, affinity=False)
+    assert {one.condition(NOW) for one in made.nodes} == {"up"}
+    assert first.gone
+    assert second.gone
 
 
 @given(st.sets(st.text(min_size=1, max_size=5), min_size=3, max_size=40))

@@ -671,6 +671,14 @@ def test_thousands_of_unknown_roles_are_told_of_without_a_near_one_for_each() ->
     assert sum("did you mean 'team-" in one for one in told) == HINTS
 
 
+def test_two_nodes_at_one_address_are_warned_of() -> None:
+    nodes = [node("a"), node("b", rest="http://127.0.0.1:3"), node("c", grpc="http://127.0.0.1:4")]
+    assert warnings(upstream={"nodes": nodes}) == [
+        "upstream.nodes[2].rest: a has this address too: they are one node under two names",
+        "upstream.nodes[1].grpc: a has this address too: they are one node under two names",
+    ]
+
+
 def test_a_longest_wait_below_the_usual_one_is_warned_of() -> None:
     (warning,) = warnings(limits={"max_response_timeout": 60})
     assert warning.startswith("limits.max_response_timeout: less than upstream.response_timeout (300 s)")

@@ -140,6 +140,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_requests_total",
         "tlsproxy_upstream_connections",
         "tlsproxy_upstream_connects_total",
+        "tlsproxy_upstream_retries_refused_total",
         "tlsproxy_upstream_retries_total",
         "tlsproxy_upstream_tls_failures_total",
         "tlsproxy_upstream_waiting",
@@ -170,6 +171,7 @@ def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
     metrics.handshake("no_certificate", 0.2)
     metrics.upstream_connect("refused")
     metrics.upstream_retry()
+    metrics.upstream_retry_refused()
     metrics.upstream_tls("name_mismatch")
     metrics.accept_error()
     assert value(metrics, "tlsproxy_decisions_total", reason="needs_write") == 1
@@ -177,6 +179,7 @@ def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
     assert value(metrics, "tlsproxy_handshake_duration_seconds_sum") == 0.2
     assert value(metrics, "tlsproxy_upstream_connects_total", outcome="refused") == 1
     assert value(metrics, "tlsproxy_upstream_retries_total") == 1
+    assert value(metrics, "tlsproxy_upstream_retries_refused_total") == 1
     assert value(metrics, "tlsproxy_upstream_tls_failures_total", reason="name_mismatch") == 1
     assert value(metrics, "tlsproxy_accept_errors_total") == 1
     assert value(metrics, "tlsproxy_limit_overflows_total") == 4

@@ -124,6 +124,13 @@ def _nodes(config: Config, _tree: Tree) -> Iterator[Finding]:
         if node.name in names:
             yield Finding(("upstream", "nodes", index, "name"), f"{node.name} is another node's name: choose a second")
         names.add(node.name)
+    for protocol in listeners.PROTOCOLS:
+        first: dict[str, str] = {}
+        for index, node in enumerate(upstream.nodes):
+            url = getattr(node, protocol)
+            if url is not None and first.setdefault(url, node.name) != node.name:
+                text = f"{first[url]} has this address too: they are one node under two names"
+                yield Finding(("upstream", "nodes", index, protocol), text, warning=True)
     if all(node.drain for node in upstream.nodes):
         yield Finding(("upstream", "nodes"), "every node is drained: set drain to false for one, or nothing is served")
 

@@ -105,6 +105,11 @@ UPSTREAM_TLS: Final = _counter(
     "reason",
 )
 UPSTREAM_RETRIES: Final = _counter("upstream_retries", "requests", "Reads sent a second time, on a fresh connection.")
+UPSTREAM_RETRIES_REFUSED: Final = _counter(
+    "upstream_retries_refused",
+    "requests",
+    "Reads that failed and were not sent to another node, since the budget of retries was spent.",
+)
 NODE_SERVING: Final = _gauge(
     "node_serving",
     "workers",

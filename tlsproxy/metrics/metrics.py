@@ -77,7 +77,7 @@ class Metrics(Collector):
         self._ended: dict[str, int] = defaultdict(int)
         self._upstream_connects: dict[str, int] = defaultdict(int)
         self._upstream_tls: dict[str, int] = defaultdict(int)
-        self._upstream_retries = 0
+        self._upstream_retries = self._upstream_retries_refused = 0
         self._reloads: dict[tuple[str, str], int] = defaultdict(int)
         self._jumps: dict[str, int] = {"forward": 0, "back": 0}
         self._reload_failed = self._reload_held = False
@@ -141,6 +141,9 @@ class Metrics(Collector):
 
     def upstream_retry(self) -> None:
         self._upstream_retries += 1
+
+    def upstream_retry_refused(self) -> None:
+        self._upstream_retries_refused += 1
 
     def clock_jumped(self, direction: str) -> None:
         """`forward` or `back`."""
@@ -261,6 +264,7 @@ class Metrics(Collector):
         yield families.UPSTREAM_CONNECTS.keyed(self._upstream_connects)
         yield families.UPSTREAM_TLS.keyed(self._upstream_tls)
         yield families.UPSTREAM_RETRIES.single(self._upstream_retries)
+        yield families.UPSTREAM_RETRIES_REFUSED.single(self._upstream_retries_refused)
         nodes = self._nodes()
         yield families.NODE_SERVING.keyed({node["name"]: node["state"] == "up" for node in nodes})
         yield families.NODE_IN_FLIGHT.keyed({node["name"]: node["in_flight"] for node in nodes})

@@ -6,7 +6,8 @@ A node serves unless it is drained, failed its checks, or is ejected, over eithe
   :data:`RISE` good ones.
 - :data:`FAILURES` requests that fail in a row eject it for 1 s, then 2, 4, … 60 s. Failures of requests that were under
   way meanwhile do not count; the first one after it counts alone. A success ends all of that.
-- Where no node serves, the least bad does: nothing takes the last one away but draining it.
+- Where no node serves, those do whose checks succeed, else all: nothing takes the last one away but draining it. In
+  turn, so that the first one that answers again is soon found.
 - One with all the connections that it may have is not chosen: where all are full, requests wait.
 
 A node that comes back starts slowly: it takes part in a share of the choices that grows over :data:`SLOW_START`.
@@ -22,7 +23,7 @@ from typing import Any, Final, Literal, Protocol, get_args
 from tlsproxy.config.model import HttpProtocol
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.limits.fair_shares import Account
-from tlsproxy.snapshot.nodes import Node
+from tlsproxy.snapshot.nodes import Node, Upstream
 
 FAILURES: Final = 3
 FALL: Final = 2
@@ -98,7 +99,7 @@ class NodeState:
         rest, grpc = self.rest, self.grpc
         if self.node.drained:
             return "drained"
-        if not (rest.up and grpc.up):
+        if not self.checked_up:
             return "down"
         return "ejected" if now < rest.until or now < grpc.until else "up"
 
@@ -127,8 +128,9 @@ class NodeState:
         return True
 
     @property
-    def badness(self) -> tuple[bool, float]:
-        return not (self.rest.up and self.grpc.up), max(self.rest.until, self.grpc.until)
+    def checked_up(self) -> bool:
+        """Whether it is up by its checks, be it ejected."""
+        return self.rest.up and self.grpc.up
 
 
 class Balancer:
@@ -144,13 +146,15 @@ class Balancer:
         self._rankings = Memo[Account, tuple[NodeState, ...]](RANKINGS)
 
     def adopt(self, nodes: Sequence[Node], now: float, *, affinity: bool) -> None:
-        """Takes over a generation's nodes. One of the same name and URLs keeps its state; a new one starts slowly."""
+        """Takes over a generation's nodes. One of the same name, URLs and addresses keeps its state; a new one starts
+        slowly.
+        """
         former = {one.node.name: one for one in self.nodes}
         since = now if former else float("-inf")
         states = []
         for index, node in enumerate(nodes):
             state = former.get(node.name)
-            if state is None or _urls(state.node) != _urls(node):
+            if state is None or not _is_same(state.node, node):
                 state = NodeState(node, since)
             elif state.node.drained and not node.drained:
                 state.since = now
@@ -183,17 +187,17 @@ class Balancer:
         turn = self._turn
         nodes = self.nodes[turn:] + self.nodes[:turn]
         free = [one for one in nodes if one.serves(now) and one not in tried]
-        if free:
+        serving = bool(free)
+        if serving:
             free = [one for one in free if not one.full]
         else:
             free = [one for one in nodes if not (one.full or one.node.drained or one in tried)]
-            least = min((one.badness for one in free), default=None)
-            free = [one for one in free if one.badness == least]
+            free = [one for one in free if one.checked_up] or free
         if not free:
             return None
         if self.affinity:
             return next(one for one in self._ranking(account) if one in free)
-        taking_part = [one for one in free if one.takes_part(now)]
+        taking_part = [one for one in free if one.takes_part(now)] if serving else []
         chosen = min(taking_part or free, key=lambda one: one.in_flight)
         self._turn = (chosen.index + 1) % len(self.nodes)
         return chosen
@@ -262,8 +266,15 @@ class Balancer:
             self._tell(now)
 
 
-def _urls(node: Node) -> tuple[str, str]:
-    return node.rest.url, node.grpc.url if node.grpc is not None else ""
+def _is_same(former: Node, node: Node) -> bool:
+    """Whether what is known of a node holds on: it has its URLs, and some address that it had."""
+    apis = ((former.rest, node.rest), (former.grpc, node.grpc))
+    return all(one is other or (one is not None and other is not None and _leads_on(one, other)) for one, other in apis)
+
+
+def _leads_on(former: Upstream, upstream: Upstream) -> bool:
+    before, after = former.addresses, upstream.addresses
+    return former.url == upstream.url and (before == after or not set(before).isdisjoint(after))
 
 
 def _weight(account: Account, name: str) -> bytes:
@@ -295,10 +306,13 @@ class RetryBudget:
     def request(self, now: float) -> None:
         self._second(now)[1] += 1
 
+    def is_left(self, now: float) -> bool:
+        """Whether one more retry is within the budget."""
+        recent = [one for one in self._seconds if one[0] > now - self.WINDOW]
+        return sum(one[2] for one in recent) < self.LEAST + self.SHARE * sum(one[1] for one in recent)
+
     def retry(self, now: float) -> bool:
         """Whether one more retry is within the budget; it is counted if so."""
-        present = self._second(now)
-        recent = [one for one in self._seconds if one[0] > now - self.WINDOW]
-        within = sum(one[2] for one in recent) < self.LEAST + self.SHARE * sum(one[1] for one in recent)
-        present[2] += within
+        within = self.is_left(now)
+        self._second(now)[2] += within
         return within

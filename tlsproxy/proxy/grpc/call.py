@@ -444,6 +444,7 @@ class Call:
     def response_ended(self, status: int | None) -> None:
         """The upstream's response is whole. The client may still be sending."""
         self.state = self.state.upstream_ends
+        self.relay.answered = True
         self.record.grpc_status = status
         if not self.recorded:
             self.recorded = True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Final, cast
 
-from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost
+from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamTimeout
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.balancer import NodeState
 from tlsproxy.proxy.core.connection_manager import Entry
@@ -306,6 +306,8 @@ class GrpcConnection:
         else:
             for call in list(self.relay.calls.values()):
                 error = overdue(call, now)
+                if isinstance(error, UpstreamTimeout):
+                    self.relay.dialler.timed_out(now)
                 if error is not None:
                     call.refuse(error)
             self.relay.dialler.look(now)

@@ -42,7 +42,7 @@ class Relay(Generic[C]):
     that wait with their calls, ``deferred`` are frames that wait for the upstream's room. ``ended_streams`` are those
     on which frames may still come, with the bytes of DATA that are taken there and dropped. ``restates``: the client
     waits to be told that there is no dynamic table, and a block of the upstream's that told it may not have reached it.
-    ``last_stream`` is the client's latest.
+    ``last_stream`` is the client's latest. ``answered``: a response has ended since the last sweep.
 
     ``measured``: the client may know other windows of streams than the upstream's, which has changed; DATA is measured.
     ``origin``: that of the upstream connection's node as it stands in a field block; empty with a single node.
@@ -53,6 +53,7 @@ class Relay(Generic[C]):
         "_owed_client",
         "_owed_upstream",
         "_remote",
+        "answered",
         "budgets",
         "calls",
         "deferred",
@@ -94,7 +95,7 @@ class Relay(Generic[C]):
         self.to_client = Window()
         self.pending_size = self.last_stream = 0
         self.budgets = Budgets(self.limits.streams_per_second)
-        self.restates = self.measured = self.former = False
+        self.restates = self.measured = self.former = self.answered = False
         self.upstream: UpstreamSide | None = None
         self.origin = b""
         self.entry = entry

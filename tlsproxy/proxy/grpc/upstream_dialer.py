@@ -165,8 +165,20 @@ class Dialler:
         self.dial_again(tried)
         self.relay.session.settle()
 
+    def _succeeded(self) -> None:
+        if self.node is not None and self.node.grpc.failures:
+            self.relay.gateway.balancer.succeeded(self.node, "grpc", time.monotonic())
+
+    def timed_out(self, now: float) -> None:
+        """A call has had no answer for too long, by our own time and not its client's."""
+        if self.node is not None and self.relay.reached:
+            self.relay.gateway.balancer.failed(self.node, "grpc", now)
+
     def look(self, now: float) -> None:
         """Refuses the calls where it has waited for too long, and counts those that go on."""
+        answered, self.relay.answered = self.relay.answered, False
+        if answered:
+            self._succeeded()
         if self._counted:
             self._count(max(1, len(self.relay.calls)))
         if self.since is not None and now - self.since > self.relay.limits.connect_timeout:
@@ -192,9 +204,9 @@ class Dialler:
 
     def rest(self, *, answered: bool) -> None:
         """No call is left, and what was said last may not be written yet. ``answered``: the last one was."""
-        relay, place, node, self.since = self.relay, self._place, self.node, None
-        if node is not None and answered and node.grpc.failures:
-            relay.gateway.balancer.succeeded(node, "grpc", time.monotonic())
+        relay, place, self.since = self.relay, self._place, None
+        if answered:
+            self._succeeded()
         if place is not None and relay.connected and (relay.gateway.places.waiting or self._pool.waits_for_nodes):
             relay.gateway.loop.call_soon(relay.stream.tell, self.end)
             return

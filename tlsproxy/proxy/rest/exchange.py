@@ -282,6 +282,10 @@ class Exchange:
     def request_sent(self) -> bool:
         return self.body.done
 
+    @property
+    def repeatable(self) -> bool:
+        return self._sent is not None
+
     def under(self, present: Plan) -> Plan | Decision:
         """Plan to go on by, given the present plan of its head; or its refusal."""
         return self.record.plan.under(present)

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import Final, Protocol
 
-from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout
+from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from tlsproxy.proxy.core.balancer import NodeState
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.scheduler import Work
@@ -35,12 +35,15 @@ class UpstreamRequest(Holder, Protocol):
     """Request, as an upstream connection sees it, with the ``account`` that its connection counts for.
 
     ``response_done`` and ``upstream_lost`` end it: ``stale`` for a reused connection that ended before any byte of a
-    response, ``answered`` if the response's head has come. ``request_sent``: the request is written whole. ``later``:
-    as in :class:`tlsproxy.proxy.core.scheduler.SlicedJob`.
+    response, ``answered`` if the response's head has come. ``request_sent``: the request is written whole.
+    ``repeatable``: it may be sent again as long as no byte of a response has come. ``later``: as in
+    :class:`tlsproxy.proxy.core.scheduler.SlicedJob`.
     """
 
     @property
     def account(self) -> Account: ...
+    @property
+    def repeatable(self) -> bool: ...
     def request_sent(self) -> bool: ...
     def later(self, go_on: Work) -> None: ...
     def upstream_ready(self, upstream: UpstreamConnection) -> None: ...
@@ -309,6 +312,14 @@ class UpstreamConnection:
         else:
             self._gateway.connect_failed("timeout")
             self._fail(UpstreamTimeout("The upstream could not be reached in time"))
+
+    @property
+    def moves(self) -> bool:
+        """Whether it waits for the answer to a request that may be asked of another node."""
+        return self.stream.established and self.untouched and self.request is not None and self.request.repeatable
+
+    def give_up(self) -> None:
+        self._fail(UpstreamUnreachable("The upstream's node serves no more"))
 
     def _fail(self, error: RequestError) -> None:
         request = self.request

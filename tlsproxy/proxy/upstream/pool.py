@@ -60,7 +60,7 @@ class Pool:
         self._waiting: dict[UpstreamRequest, Share] = {}
         self._resting: dict[Resting, None] = {}
         self._at_nodes: dict[object, _Wait] = {}
-        gateway.deadlines.each.append(self.serve_nodes)
+        gateway.deadlines.each.append(self._sweep)
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -146,7 +146,10 @@ class Pool:
             now = time.monotonic()
             tried = tried if stale else (*tried, lost.node)
             node = lost.node
-            if not stale and not (balancer.is_left(tried) and self._gateway.retries.retry(now)):
+            if not stale and not balancer.is_left(tried):
+                return False
+            if not stale and not self._gateway.retries.retry(now):
+                self._gateway.metrics.upstream_retry_refused()
                 return False
             if not stale or node.gone or node.node.drained:
                 node = balancer.choose(request.account, now, tried)
@@ -192,6 +195,21 @@ class Pool:
     @property
     def waits_for_nodes(self) -> bool:
         return bool(self._at_nodes)
+
+    def _sweep(self) -> None:
+        self.serve_nodes()
+        for node in self._gateway.balancer.nodes:
+            if not node.checked_up:
+                self._leave_node(node)
+
+    def _leave_node(self, node: NodeState) -> None:
+        """Asks other nodes for what waits for an answer of one that fails its checks: it may be a long wait."""
+        balancer, retries, now = self._gateway.balancer, self._gateway.retries, time.monotonic()
+        for upstream in [one for one in self._all if one.node is node]:
+            if not (balancer.is_out(node, now) and retries.is_left(now)):
+                return
+            if upstream.moves and balancer.is_left((*upstream.tried, node)):
+                upstream.give_up()
 
     def wait_for_node(
         self,

@@ -116,6 +116,7 @@ class _Subrequest(Generic[V]):
     """
 
     waits_for_client = False
+    repeatable = True
 
     def __init__(
         self,
