@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -150,6 +151,10 @@ def test_retries_have_a_budget(nodes: Nodes, client: RawClient) -> None:
     assert 0 < retries(nodes.gateway, "retries_refused") - refused <= asked
 
 
+def status(gateway: Gateway) -> dict[str, Any]:
+    return dict(json.loads(gateway.ask_admin("/status")[1]))
+
+
 def retries(gateway: Gateway, counter: str = "retries") -> int:
     metrics = gateway.ask_admin("/metrics")[1]
     return int(float(metrics.split(f"\ntlsproxy_upstream_{counter}_total ")[1].split()[0]))
@@ -178,6 +183,9 @@ def test_drained_nodes_and_those_that_come_and_go(nodes: Nodes, client: RawClien
     nodes.use([*nodes.entries("a"), *nodes.entries("b", drain=True)])
     assert ask(client) == {200: FEW}
     assert nodes.counts == {"a": FEW, "b": 0, "c": 0}
+    nodes.use(nodes.entries("a"))
+    assert ask(client) == {200: FEW}
+    assert [(row["name"], row["state"]) for row in status(nodes.gateway)["nodes"]] == [("a", "up")], "the only one, too"
     nodes.use(nodes.entries("bc"))
     assert ask(client, times=30) == {200: 30}
     assert nodes.counts["a"] == 0 < min(nodes.counts["b"], nodes.counts["c"])

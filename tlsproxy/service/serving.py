@@ -102,7 +102,7 @@ class Serving:
             pool=lambda: self._upstreams.pool.counts,
             audit=lambda: (audit.queued, audit.written, audit.dropped, audit.capacity),
             limits=lambda: (table.overflows, table.lock.unlocked),
-            nodes=lambda: self._gateway.balancer.described(time.monotonic()),
+            nodes=self._nodes,
             shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
@@ -174,10 +174,14 @@ class Serving:
         self._upstreams.pool.review()
         self._checks.adopt()
 
+    def _nodes(self) -> list[dict[str, Any]]:
+        """Rows of a status, none without `upstream.nodes`."""
+        return self._gateway.balancer.described(time.monotonic()) if self.generation.config.upstream.nodes else []
+
     async def ready(self) -> Readiness:
         audit, now = self._audit, self._gateway.clock.now()
         found = await asyncio.gather(*(probe() for probe in self._probes.values()))
-        nodes = {one["name"]: one["state"] for one in self._gateway.balancer.described(time.monotonic())}
+        nodes = {one["name"]: one["state"] for one in self._nodes()}
         upstream = {
             readiness.UPSTREAM[protocol]: readiness.nodes_part(nodes, part)
             for protocol, part in zip(self._probes, found, strict=True)
@@ -230,7 +234,7 @@ class Serving:
                 "idle": idle,
                 "busy": busy,
             },
-            **({"nodes": nodes} if (nodes := self._gateway.balancer.described(now)) else {}),
+            **({"nodes": nodes} if (nodes := self._nodes()) else {}),
             "former_upstream": {"rest": self._upstreams.pool.former}
             | {name: len(one) for name, one in self._gateway.former.items()},
             "decisions": self.counted.recent.decisions(),

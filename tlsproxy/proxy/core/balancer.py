@@ -207,7 +207,7 @@ class Balancer:
         return any(not one.node.drained and one not in tried for one in self.nodes)
 
     def described(self, now: float) -> list[dict[str, Any]]:
-        """Rows of a status, none where there is a single node and nothing to choose."""
+        """Rows of a status."""
         return [
             {
                 "name": one.node.name,
@@ -218,7 +218,7 @@ class Balancer:
                 "connections": one.connections,
                 "ejections": one.ejections,
             }
-            for one in (self.nodes if self.only is None else ())
+            for one in self.nodes
         ]
 
     def _ranking(self, account: Account) -> tuple[NodeState, ...]:

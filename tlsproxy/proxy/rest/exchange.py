@@ -345,9 +345,7 @@ class Exchange:
             out += piece
         if plan.resend and len(out) <= REPLAY and not read:
             self._sent = [out[head:]]
-        self._upstream = upstream
-        self._begun = True
-        whole = body.done
+        self._upstream, self._begun, whole = upstream, True, body.done
         upstream.begin(self, out, to_head=plan.to_head, whole=whole, asked=plan.timeout)
         if read:  # not copied to be sent with the head
             upstream.stream.write(read)
@@ -483,7 +481,6 @@ class Exchange:
         self._stream.deadline = NEVER
         try:
             if self._link.upstreams.pool.send_again(self, lost, stale=stale):
-                self._gateway.metrics.upstream_retry()
                 return
         except RequestError as failure:
             error = failure

@@ -156,6 +156,7 @@ class Pool:
         place = Share(self._places, request.account, request)
         place.replace()
         self._dial(request, place, node, tried)
+        self._gateway.metrics.upstream_retry()
         return True
 
     def _dial(
