@@ -21,7 +21,7 @@ from support.forked import ForkedProcess
 from support.gateway import DEADLINE, Lines
 from support.sockets import serving
 
-TLS = {"ca_cert": "ca.pem", "cert": "client.pem", "key": "client.key", "poll_interval": 0.2}
+TLS = {"ca_cert": "ca.pem", "cert": "client.pem", "key": "client.key", "poll_interval": 2}
 Handle = Callable[[ssl.SSLSocket], None]
 
 

@@ -22,7 +22,7 @@ CLIENTS: dict[str, dict[str, Any]] = {
 
 CONFIG: dict[str, Any] = {
     "service": {"host": "127.0.0.1", "http_port": 0, "grpc_port": None},
-    "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem", "poll_interval": 0.2},
+    "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem", "poll_interval": 2},
     "roles": {
         "admin": {"access": "m"},
         "ingest": {"access": [{"collection": "docs", "access": "rw"}]},
