@@ -22,12 +22,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import IO, Any, Never
 
 from support import names
 from support.forked_workers import is_worker
-from support.wallclock import sitecustomize
 
 _LARGEST = 1 << 16
 _DEADLINE = 20.0
@@ -173,9 +173,20 @@ def _serve(sock: socket.socket) -> None:
         signal.pthread_sigmask(
             signal.SIG_BLOCK, {signal.SIGHUP}
         )  # as `tlsproxy.cli` does where it is imported for `run`
-        sitecustomize.install()
-        names.install()
         return
+
+
+def _customise() -> None:
+    """As Python does at each start: `sitecustomize.py`, where there is one on its path."""
+    for place in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        program = Path(place, "sitecustomize.py")
+        if program.exists():
+            spec = spec_from_file_location("sitecustomize", program)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules["sitecustomize"] = module_from_spec(spec)
+            spec.loader.exec_module(sys.modules["sitecustomize"])
+            return
 
 
 def _main() -> None:
@@ -195,15 +206,14 @@ def _main() -> None:
         main.get_command(context, name)  # imports it
     gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    if _has_workers(sys.argv[1:]) and is_worker():
-        _to_its_end(worker.main)
-    _to_its_end(partial(main, prog_name="tlsproxy"))
+    program = worker.main if _has_workers(sys.argv[1:]) and is_worker() else partial(main, prog_name="tlsproxy")
+    _customise()
+    names.install()
+    _to_its_end(program)
 
 
 def _has_workers(arguments: list[str]) -> bool:
-    """Unless they are to find something else on their path as they start."""
-    is_run = arguments[:2] == ["run", "--config"] and "PYTHONPATH" not in os.environ
-    return is_run and "\nworkers: " in Path(arguments[2]).read_text()
+    return arguments[:2] == ["run", "--config"] and "\nworkers: " in Path(arguments[2]).read_text()
 
 
 def _to_its_end(program: Callable[[], object]) -> Never:

@@ -67,6 +67,7 @@ def _serve(sock: socket.socket) -> None:
             os._exit(0)
         sock.close()
         sys.argv[:] = asked["argv"]
+        sys.orig_argv[:] = [sys.executable, *_COMMAND, *sys.argv[1:]]
         _place(received, asked["kept"])
         return
 

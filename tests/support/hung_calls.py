@@ -38,7 +38,7 @@ if "tlsproxy.service.workers.worker" in sys.orig_argv:
 
 
 class Hanging:
-    """``environ`` is for the gateway, which must be a fresh one."""
+    """``environ`` is for the gateway."""
 
     def __init__(self, directory: Path, code: str) -> None:
         directory.mkdir()

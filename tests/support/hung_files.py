@@ -51,7 +51,7 @@ for _name in ("open", "stat", "lstat", "readlink", "scandir", "listdir"):
 
 
 class Unanswering:
-    """``environ`` is for a gateway that is started ``fresh``. A path stands for all that is below it."""
+    """``environ`` is for the gateway. A path stands for all that is below it."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()

@@ -17,7 +17,7 @@ ISSUER = {"name": "login", "issuer": "https://login/", "audience": "qdrant", "al
 def test_while_names_are_resolved(own_site: Site, upstream: ScriptedUpstream, tmp_path: Path) -> None:
     hung = hanging.resolver(tmp_path / "hung")
     config = own_site.write_config(upstream.url)
-    with Gateway(config, fresh=True, **hung.environ) as gateway, connected(gateway, own_site.client()) as client:
+    with Gateway(config, **hung.environ) as gateway, connected(gateway, own_site.client()) as client:
         own_site.edit_config(
             config,
             upstream={"rest": f"http://{hanging.HOST}:6333"},

@@ -30,7 +30,7 @@ def test_one_that_hangs_is_told_of_and_holds_nothing_up(
     unanswering = Unanswering(tmp_path / "unanswering")
     config = own_site.write_config(upstream.url, tls=TLS)
     with (
-        Gateway(config, fresh=True, **unanswering.environ) as gateway,
+        Gateway(config, **unanswering.environ) as gateway,
         Caller(gateway, own_site.client("search")) as bob,
     ):
         assert bob.ask().status == 200
@@ -63,6 +63,6 @@ def test_at_the_start_it_is_told_of_and_the_process_ends(
     unanswering = Unanswering(tmp_path / "unanswering")
     config = own_site.write_config(upstream.url)
     unanswering.hang(config)
-    gateway = Gateway(config, fresh=True, **unanswering.environ)
+    gateway = Gateway(config, **unanswering.environ)
     assert gateway.process.wait(DEADLINE) != 0
     assert f"{config}: its file system gives no answer since" in "".join(gateway.log.drain())

@@ -71,7 +71,7 @@ def test_a_rule_that_goes_takes_its_holder_along(own_site: Site, upstream: Scrip
     )
     good = {path.name: path.read_bytes() for path in own_site.directory.iterdir() if path.is_file()}
     serial = own_site.serial("server")
-    with Gateway(config, fresh=True, **wall.environ) as gateway:
+    with Gateway(config, **wall.environ) as gateway:
         number = 1
         for spoil, expected in FAULTS.items():
             if spoil is nothing:

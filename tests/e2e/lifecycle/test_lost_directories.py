@@ -47,7 +47,7 @@ def test_it_is_told_of_and_recovered_from(own_site: Site, upstream: ScriptedUpst
     config = own_site.write_config(upstream.url, workers=2, tls={**FILES, "poll_interval": 0.05})
     context = own_site.client()
 
-    with Gateway(config, fresh=True, **unanswering.environ) as gateway, Caller(gateway, context) as early:
+    with Gateway(config, **unanswering.environ) as gateway, Caller(gateway, context) as early:
         for spoil in (gone, stale, forbidden):
             spoil(mount, unanswering)
             wait_for_inputs(gateway, str(mount))
