@@ -21,8 +21,10 @@ from bench.site import Site
 from bench.workloads import BY_NAME
 
 SECONDS = 10
+STILL = 3
+"""Seconds before, without a rotation, for comparison."""
 INTERVAL = 1.0
-_PLANNED = SECONDS * 4 / 3 + 2
+_PLANNED = STILL + SECONDS + 2
 _KEPT = replace(BY_NAME["get"], connections=8)
 _NEW = replace(BY_NAME["handshake"], connections=2)
 
@@ -55,7 +57,7 @@ def _reloads(peer: Peer) -> bool:
 
 def _rotate(setting: Setting, contender: Running) -> Rotation:
     generator = replace(setting.generator, seconds=SECONDS)
-    still = replace(generator, seconds=SECONDS / 3).measure(contender, _KEPT)
+    still = replace(generator, seconds=STILL).measure(contender, _KEPT)
     rotations = taken = 0
     with ExitStack() as stack:
         loads = [stack.enter_context(generator.beside(contender, workload)) for workload in (_KEPT, _NEW)]

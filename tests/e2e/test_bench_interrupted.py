@@ -20,6 +20,8 @@ from bench.results import Results
 
 pytestmark = pytest.mark.timeout(180)
 PATIENCE = 60.0
+QUICK = "import bench.rotation; bench.rotation.STILL = 0.1; from bench.__main__ import main; main(prog_name='bench')"
+"""`python -m bench`, which does not load a core for seconds before its rotations."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def directory(programs: Path, tmp_path: Path) -> Path:
 @contextmanager
 def bench(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A session of its own, so that what is left of it can be told, and ended. What is killed leaves its files."""
-    command = [sys.executable, "-m", "bench", "run", "--dir", str(directory), "--only", "nginx", "--workloads", "get"]
+    command = [sys.executable, "-c", QUICK, "run", "--dir", str(directory), "--only", "nginx", "--workloads", "get"]
     with TemporaryDirectory(prefix="b") as place, subprocess.Popen(
         [*command, "--no-idle", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

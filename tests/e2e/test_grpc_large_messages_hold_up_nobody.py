@@ -29,10 +29,10 @@ IDENTITIES = [
     {"name": "tenant", "match": {"cn": "nobody"}, "role": "tenant"},
 ]
 UPSERT, LIST, SEARCH = "/qdrant.Points/Upsert", "/qdrant.Collections/List", "/qdrant.Points/Search"
-MANY = delimited(1, b"docs") + delimited(3, b"") * 240_000
-"""Points without anything in them: a few hundred bytes of gzip."""
+POINT = delimited(3, b"")
+"""Without anything in it: a few hundred bytes of gzip for many thousands."""
 LISTING = pb.ListCollectionsResponse(
-    collections=[pb.CollectionDescription(name=f"secret-{n:020}") for n in range(60_000)]
+    collections=[pb.CollectionDescription(name=f"secret-{n:020}") for n in range(20_000)]
 ).SerializeToString()
 
 
@@ -50,8 +50,8 @@ def gateway(site: Site, shared_upstream: ScriptedUpstream, upstream_of_all: Grpc
 
 
 CASES = {
-    "scanned": ("ingest", UPSERT, MANY),
-    "written anew": ("stranger", UPSERT, MANY),
+    "scanned": ("ingest", UPSERT, delimited(1, b"docs") + POINT * 240_000),
+    "written anew": ("stranger", UPSERT, delimited(1, b"docs") + POINT * 40_000),
     "reduced": ("ingest", LIST, b""),
 }
 

@@ -17,7 +17,7 @@ from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 
-COUNT = 10_000 if os.environ.get("TLSPROXY_SOAK") else 500
+COUNT = 10_000 if os.environ.get("TLSPROXY_SOAK") else 200
 WARM = 50
 """Connections before the first look: what is loaded and allocated once is none of the later ones' cost."""
 BOUND = 60_000
@@ -50,9 +50,9 @@ def idle(gateway: Gateway, context: ssl.SSLContext) -> socket.socket:
         return socket.socket(fileno=connected.detach())
 
 
-def hundred(stack: ExitStack, gateway: Gateway, context: ssl.SSLContext) -> list[ssl.SSLSocket]:
+def forty(stack: ExitStack, gateway: Gateway, context: ssl.SSLContext) -> list[ssl.SSLSocket]:
     """Connections that have had one answer each."""
-    connections = [stack.enter_context(gateway.connect(context)) for _ in range(100)]
+    connections = [stack.enter_context(gateway.connect(context)) for _ in range(40)]
     for connection in connections:
         connection.sendall(GET)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -64,7 +64,7 @@ def test_a_connection_that_has_uploaded_much_keeps_little_of_the_room(site: Site
     context, body = site.client(), bytes(1 << 20)
     upload = b"PUT /collections/docs/points HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
     with ExitStack() as stack:
-        connections = hundred(stack, gateway, context)
+        connections = forty(stack, gateway, context)
         before = memory(gateway)
         for connection in connections:
             connection.sendall(upload + body)
@@ -75,7 +75,7 @@ def test_a_connection_that_has_uploaded_much_keeps_little_of_the_room(site: Site
 def test_nor_does_one_that_was_sent_much(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
     context, size = site.client(), 1 << 20
     with ExitStack() as stack:
-        connections = hundred(stack, gateway, context)
+        connections = forty(stack, gateway, context)
         before = memory(gateway)
         upstream.answer = plain(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
         for connection in connections:
