@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
+import sys
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,22 @@ settings.load_profile(_profile)
 
 # Modules and test items are there for good: neither while they are made nor later need the collector look through them.
 gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Each worker imports its share of the modules before it imports all, so that one of them compiles each.
+
+    In a fresh checkout that takes longer than to import them: pytest rewrites their assertions.
+    """
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", ""), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    roots = [session.config.invocation_params.dir / each for each in session.config.args if worker]
+    paths = [path for root in roots if root.is_dir() for path in sorted(root.rglob("test_*.py"))]
+    for path in paths[int(worker.removeprefix("gw") or 0) :: int(workers)]:
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        with suppress(Exception, pytest.skip.Exception):  # then the collection meets it, and tells of it
+            importlib.import_module(path.stem)
 
 
 def pytest_collection_finish() -> None:
