@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import fcntl
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib.util import module_from_spec, spec_from_file_location
@@ -30,6 +31,9 @@ from support import names
 from support.forked_workers import is_worker
 
 _LARGEST = 1 << 16
+_MOST_DESCRIPTORS = 16
+_ABOVE = 64
+"""A descriptor that nothing here has, nor any below it that is to be given a place."""
 _DEADLINE = 20.0
 _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
 
@@ -37,10 +41,17 @@ _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
 class ForkedProcess:
     """As much of :class:`subprocess.Popen` as the tests use, of `python -m tlsproxy` with these arguments.
 
-    Both outputs are pipes, unless ``stderr`` is a descriptor of the caller's.
+    Both outputs are pipes, unless ``stderr`` is a descriptor of the caller's. ``inherit`` are listening sockets that it
+    is passed as by systemd (sd_listen_fds(3)), each with its name.
     """
 
-    def __init__(self, arguments: list[str], environ: dict[str, str], stderr: int | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        environ: dict[str, str],
+        stderr: int | None = None,
+        inherit: Sequence[tuple[str, socket.socket]] = (),
+    ) -> None:
         self.args = arguments
         self.returncode: int | None = None
         out, err = os.pipe(), os.pipe()
@@ -53,8 +64,9 @@ class ForkedProcess:
                     "environ": environ,
                     "directory": str(Path.cwd()),
                     "limits": [resource.getrlimit(limit) for limit in _LIMITS],
+                    "inherited": [name for name, _ in inherit],
                 },
-                [out[1], err[1] if stderr is None else stderr],
+                [out[1], err[1] if stderr is None else stderr, *(sock.fileno() for _, sock in inherit)],
             )
         finally:
             os.close(out[1])
@@ -145,7 +157,7 @@ def _serve(sock: socket.socket) -> None:
     """Returns in each fork, with its arguments in place, and raises SystemExit in the end."""
     while True:
         size = array.array("i").itemsize
-        data, ancillary, _, _ = sock.recvmsg(_LARGEST, socket.CMSG_SPACE(2 * size))
+        data, ancillary, _, _ = sock.recvmsg(_LARGEST, socket.CMSG_SPACE(_MOST_DESCRIPTORS * size))
         if not data:
             sock.close()
             raise SystemExit
@@ -161,11 +173,15 @@ def _serve(sock: socket.socket) -> None:
             sock.send(b"%d" % pid)
             continue
         sock.close()
-        for descriptor, usual in zip(descriptors, (1, 2), strict=True):
-            os.dup2(descriptor, usual)
+        apart = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _ABOVE) for descriptor in descriptors]
+        for place, descriptor in enumerate(apart, 1):
+            os.dup2(descriptor, place)
             os.close(descriptor)
+        for descriptor in descriptors:
+            if descriptor > len(apart):
+                os.close(descriptor)
         os.environ.clear()
-        os.environ.update(question["environ"])
+        os.environ.update(question["environ"] | _activation(question["inherited"]))
         os.chdir(question["directory"])
         for limit, values in zip(_LIMITS, question["limits"], strict=True):
             resource.setrlimit(limit, tuple(values))
@@ -174,6 +190,13 @@ def _serve(sock: socket.socket) -> None:
             signal.SIG_BLOCK, {signal.SIGHUP}
         )  # as `tlsproxy.cli` does where it is imported for `run`
         return
+
+
+def _activation(names: list[str]) -> dict[str, str]:
+    if not names:
+        return {}
+    told = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(names))}
+    return told | ({"LISTEN_FDNAMES": ":".join(names)} if any(names) else {})
 
 
 def _customise() -> None:

@@ -23,7 +23,6 @@ import yaml
 
 from support.documented import undescribed
 from support.forked import ForkedProcess
-from support.socket_activation import passing
 
 DEADLINE = 20.0
 
@@ -62,13 +61,9 @@ class Lines:
         return self.seen
 
 
-def _started(
-    command: list[str], environ: dict[str, str], inherit: Sequence[tuple[str, socket.socket]]
-) -> subprocess.Popen[str]:
-    whole = [sys.executable, "-m", "tlsproxy", *command]
+def _started(command: list[str], environ: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        passing(inherit, whole) if inherit else whole,
-        pass_fds=[sock.fileno() for _, sock in inherit],
+        [sys.executable, "-m", "tlsproxy", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,12 +91,12 @@ class Gateway:
     ) -> None:
         """``inherit``: listening sockets that it is passed as by systemd, each with its name.
 
-        It is forked from a process that has imported everything, unless it is to be ``fresh`` or inherits something.
+        It is forked from a process that has imported everything, unless it is to be ``fresh``.
         """
         self.config = config
         command, environ = ["run", "--config", str(config), *options], {"PATH": "/usr/bin:/bin", **environ}
         self.process: subprocess.Popen[str] | ForkedProcess = (
-            _started(command, environ, inherit) if fresh or inherit else ForkedProcess(command, environ)
+            _started(command, environ) if fresh else ForkedProcess(command, environ, inherit=inherit)
         )
         self.log = Lines(self.process.stderr)
         self._audit = Lines(self.process.stdout)
@@ -112,10 +107,11 @@ class Gateway:
             self.ports: dict[str, list[int]] = {}
             for titles, port in _SERVED.findall(line):
                 self.ports.setdefault(titles, []).append(int(port))
-            if "admin:" in self.config.read_text():
+            configured = yaml.load(self.config.read_text(), yaml.CSafeLoader)
+            if "admin" in configured:
                 line = self.log.wait(lambda line: "serving the operators on" in line)
                 self.admin = line.partition("serving the operators on ")[2].partition('"')[0]
-            if (yaml.safe_load(self.config.read_text()).get("health") or {}).get("listen"):
+            if (configured.get("health") or {}).get("listen"):
                 line = self.log.wait(lambda line: "serving health checks on" in line)
                 self.health = line.partition("serving health checks on ")[2].partition('"')[0]
         except BaseException:
