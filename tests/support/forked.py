@@ -236,7 +236,9 @@ def _main() -> None:
 
 
 def _has_workers(arguments: list[str]) -> bool:
-    return arguments[:2] == ["run", "--config"] and "\nworkers: " in Path(arguments[2]).read_text()
+    if arguments[:2] != ["run", "--config"]:
+        return False
+    return "QDRANT__WORKERS" in os.environ or "\nworkers: " in Path(arguments[2]).read_text()
 
 
 def _to_its_end(program: Callable[[], object]) -> Never:
