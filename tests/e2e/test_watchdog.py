@@ -22,7 +22,7 @@ from support.site import Site
 from support.upstream import ScriptedUpstream
 
 from tlsproxy.service.systemd.notify import Notifier
-from tlsproxy.service.systemd.watchdog import Watchdog
+from tlsproxy.service.systemd.watchdog import HandshakeQuestion, Watchdog
 
 OFTEN = "600000"
 NOWHERE = "http://127.0.0.1:1"
@@ -91,7 +91,7 @@ async def probed(sock: socket.socket, *, required: bool = True, patience: float 
         pass
 
     notifier = Notifier("/nowhere", 3 * patience)
-    return await Watchdog(notifier, [sock], lambda: required, announce).probe()
+    return await Watchdog(notifier, [sock], HandshakeQuestion(lambda: required).ask, announce).probe()
 
 
 def served(context: ssl.SSLContext, *, required: bool) -> bool:

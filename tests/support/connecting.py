@@ -7,9 +7,10 @@ import signal
 import socket
 import ssl
 import subprocess
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -33,27 +34,32 @@ def echo(sock: ssl.SSLSocket) -> None:
 
 
 def tls_serving(context: ssl.SSLContext, handle: Handle = echo) -> AbstractContextManager[str]:
-    """A TLS server with a thread for each connection: its ``host:port``."""
+    """A TLS server with a thread for each connection: its ``host:port``. An end without close_notify is an error."""
 
     def serve(sock: socket.socket) -> None:
         sock.settimeout(DEADLINE)
-        with context.wrap_socket(sock, server_side=True) as tls:
+        with context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False) as tls:
             handle(tls)
 
     return serving(serve)
 
 
 class Connecting:
-    """``health`` is the URL of its health listener. ``inherit`` and ``fresh`` as of a gateway."""
+    """``health`` is the URL of its health listener."""
 
     def __init__(
-        self, directory: Path, listeners: Sequence[dict[str, Any]], tls: dict[str, Any] = TLS, **sections: Any
+        self,
+        directory: Path,
+        listeners: Sequence[dict[str, Any]],
+        tls: dict[str, Any] = TLS,
+        environ: Mapping[str, str] = {},
+        **sections: Any,
     ) -> None:
         self.config = directory / "client.yaml"
         self._ready = directory / "ready.json"
         self._sections = {"health": {"listen": "127.0.0.1:0"}, **sections}
         self.write(listeners, tls)
-        self._environ: dict[str, str] = {"PATH": "/usr/bin:/bin"}
+        self._environ: dict[str, str] = {"PATH": "/usr/bin:/bin", **environ}
 
     def write(self, listeners: Sequence[dict[str, Any]], tls: dict[str, Any] = TLS, **sections: Any) -> None:
         """Replaces the configuration."""
@@ -100,6 +106,26 @@ class Connecting:
             return sock
         host, _, port = address.rpartition(":")
         return socket.create_connection((host.strip("[]"), int(port)), DEADLINE)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Value of a series, 0 where there is none."""
+        shown = ",".join(f'{label}="{labels[label]}"' for label in sorted(labels))
+        series = f"tlsproxy_{name}{{{shown}}} " if labels else f"tlsproxy_{name} "
+        found = (line for line in self.ask("/metrics")[1].splitlines() if line.startswith(series))
+        return float(next(found, f"{series}0").rpartition(" ")[2])
+
+    def hang_up(self) -> None:
+        """SIGHUP, until its reload is over."""
+        before = self._reloads()
+        self.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + DEADLINE
+        while self._reloads() == before:
+            assert time.monotonic() < end, "no reload"
+
+    def _reloads(self) -> float:
+        lines = self.ask("/metrics")[1].splitlines()
+        found = [line for line in lines if line.startswith("tlsproxy_reloads_total") and 'trigger="sighup"' in line]
+        return sum(float(line.rpartition(" ")[2]) for line in found)
 
     def ask(self, path: str) -> tuple[int, str]:
         """Status and body of a request to the health listener."""

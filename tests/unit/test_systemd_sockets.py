@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tlsproxy.config.endpoints import UnixSocket
+from tlsproxy.config.listeners import Listening, listening
 from tlsproxy.config.model import Config
 from tlsproxy.service.systemd.sockets import (
     Inherited,
@@ -42,19 +43,23 @@ def config(port: int | str, *protocols: str, host: str = "127.0.0.1") -> Config:
     )
 
 
+def listeners(*arguments: Any, **keys: Any) -> list[Listening]:
+    return [*listening(config(*arguments, **keys))]
+
+
 def port_of(sock: socket.socket) -> int:
     return int(sock.getsockname()[1])
 
 
 @pytest.mark.parametrize("name", ["rest", "grpc", None])
 def test_of_a_port_for_both_either_name_is_right(held: socket.socket, closed: ExitStack, name: str | None) -> None:
-    (bound,) = open_sockets(config(port_of(held), "grpc", "rest"), [Inherited(held, name)], closed)
+    (bound,) = open_sockets(listeners(port_of(held), "grpc", "rest"), [Inherited(held, name)], closed)
     assert bound.sock is held
     assert bound.where.protocols == ("rest", "grpc")
 
 
 def test_a_host_may_be_a_name(held: socket.socket, closed: ExitStack) -> None:
-    (bound,) = open_sockets(config(port_of(held), "rest", host="localhost"), [Inherited(held, "rest")], closed)
+    (bound,) = open_sockets(listeners(port_of(held), "rest", host="localhost"), [Inherited(held, "rest")], closed)
     assert bound.sock is held
 
 
@@ -62,7 +67,7 @@ def test_a_host_may_be_a_name(held: socket.socket, closed: ExitStack) -> None:
 def test_another_name_is_wrong(held: socket.socket, closed: ExitStack, name: str) -> None:
     says = rf"'{name}' on 127.0.0.1:\d+ has the wrong name: .* REST, so its socket unit needs FileDescriptorName=rest$"
     with pytest.raises(InheritedSocketError, match=says):
-        open_sockets(config(port_of(held), "rest"), [Inherited(held, name)], closed)
+        open_sockets(listeners(port_of(held), "rest"), [Inherited(held, name)], closed)
     assert held.fileno() < 0, "all or none"
 
 
@@ -70,12 +75,12 @@ def test_another_name_is_wrong(held: socket.socket, closed: ExitStack, name: str
 def test_another_address_is_no_match(held: socket.socket, closed: ExitStack, host: str) -> None:
     says = r"is for no listener of the configuration .* let ListenStream= of its socket unit say the address"
     with pytest.raises(InheritedSocketError, match=says):
-        open_sockets(config(port_of(held), "rest", host=host), [Inherited(held, "rest")], closed)
+        open_sockets(listeners(port_of(held), "rest", host=host), [Inherited(held, "rest")], closed)
 
 
 def test_twice_is_once_too_often(held: socket.socket, closed: ExitStack) -> None:
     with held.dup() as again, pytest.raises(InheritedSocketError, match="was passed twice: two socket units"):
-        open_sockets(config(port_of(held), "rest"), [Inherited(held, "rest"), Inherited(again, "rest")], closed)
+        open_sockets(listeners(port_of(held), "rest"), [Inherited(held, "rest"), Inherited(again, "rest")], closed)
 
 
 def test_it_is_ours_alone_and_never_waits(held: socket.socket) -> None:
@@ -126,9 +131,9 @@ def test_a_unix_socket_is_found_by_its_name_and_stays(closed: ExitStack, tmp_pat
         held.bind(UnixSocket(name).sockaddr)
         held.listen()
         number = os.dup(held.fileno())
-        (bound,) = open_sockets(config(name, "rest"), [_taken(number, "rest")], closed)
+        (bound,) = open_sockets(listeners(name, "rest"), [_taken(number, "rest")], closed)
         assert (bound.sock.fileno(), bound.address) == (number, f"unix:{name}")
         closed.close()
         assert (tmp_path / "s").exists() == (kind == "path"), "it is systemd's"
         with pytest.raises(InheritedSocketError, match=rf"'rest' on unix:{name} is for no listener .*\(unix:/other\)"):
-            open_sockets(config("/other", "rest"), [_taken(os.dup(held.fileno()), "rest")], closed)
+            open_sockets(listeners("/other", "rest"), [_taken(os.dup(held.fileno()), "rest")], closed)

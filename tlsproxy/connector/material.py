@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,8 @@ from tlsproxy.snapshot.reading import CONFIG_LIMIT, PEM_LIMIT, SECRET_LIMIT, Fil
 from tlsproxy.snapshot.server_tls import ServerTls
 from tlsproxy.snapshot.startup import CannotStart, prevents_start
 from tlsproxy.snapshot.states import Fault, Input, InputState
+from tlsproxy.text import utc_time
+from tlsproxy.tls.certinfo import facts_of
 from tlsproxy.tls.client_context import ClientTls
 from tlsproxy.tls.owncert import OwnCertificate
 
@@ -67,6 +69,19 @@ class Material:
     def certificate(self) -> OwnCertificate | None:
         """Our client certificate."""
         return next((state.value for state in self.states.client_certificates.values()), None)
+
+    def news(self, former: Material) -> Iterator[str]:
+        """The files that are others than those of ``former``."""
+        states, before = self.states, former.states
+        if states.configuration != before.configuration:
+            yield "configuration"
+        for path, state in states.server_authorities.items():
+            if before.server_authorities.get(path) != state:
+                yield f"{path}, CAs: {len(state.value)}"
+        for path, certificate in states.client_certificates.items():
+            if before.client_certificates.get(path) != certificate:
+                facts = facts_of(certificate.value.chain[0])
+                yield f"{path}, serial {facts.serial}, valid until {utc_time(facts.not_after)}"
 
     def problems(self, now: float) -> list[str]:
         """Reasons why the files are not in force as they are."""

@@ -16,6 +16,7 @@ from tlsproxy.config.endpoints import Endpoint, UnixSocket, check_host, listen_e
 from tlsproxy.config.environment import overlay
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.limits import Count, Seconds
+from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.loader import drop_null, problem_of, resolve_paths
 from tlsproxy.config.model import Logger, upper
 from tlsproxy.config.positions import dotted, read_tree
@@ -43,8 +44,9 @@ class ConnectListener(Section):
     """Protocol to announce to the server: `h2` for gRPC, `http/1.1` for REST, `none` for a listener of `mode: tcp`."""
 
     @property
-    def endpoint(self) -> Endpoint | UnixSocket:
-        return listen_endpoint(self.listen)
+    def listening(self) -> Listening:
+        """The address, named by `listen`."""
+        return Listening(listen_endpoint(self.listen), TCP, ("listeners",), self.listen, int(self.unix_mode, 8))
 
 
 class ConnectTls(UpstreamTls):
@@ -154,7 +156,7 @@ def _listen_findings(
     yield from found
     if found:
         return
-    endpoint = listener.endpoint
+    endpoint = listener.listening.endpoint
     if not endpoint.loopback:
         text = (
             "can be reached from the network, and whoever reaches it would act with our client certificate: listen on"

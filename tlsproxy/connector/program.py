@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -26,13 +26,15 @@ from tlsproxy.config.problems import ConfigError
 from tlsproxy.connector.material import Material, Source
 from tlsproxy.connector.serving import Serving
 from tlsproxy.errors import FailureKind, TlsproxyError
-from tlsproxy.proxy.frontend.listener import address_of, bind
+from tlsproxy.proxy.frontend.listener import Bound, address_of, bind
 from tlsproxy.service import logs
 from tlsproxy.service.expiry_log import ExpiryLog
 from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reload_result import ReloadResult, outcome
 from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.systemd.notify import Notifier
+from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
+from tlsproxy.service.systemd.watchdog import Watchdog
 from tlsproxy.snapshot.name_resolution import START_DEADLINE
 from tlsproxy.snapshot.notify import FileNotifications
 from tlsproxy.snapshot.watch_paths import places_of
@@ -62,9 +64,13 @@ def run(config_path: Path, ready_file: Path | None) -> int:
     logs.configure(material.config.logger, material.config.log_level, os.environ)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
-            runner.run(_Program(source, material, ready_file, notifier).serve())
+            inherited = inherited_sockets(os.environ, os.getpid())
+            runner.run(_Program(source, material, ready_file, notifier, inherited).serve())
         except asyncio.CancelledError:
             _log.info("ended before it served")
+        except InheritedSocketError as error:
+            _log.critical("cannot serve: %s", error)
+            return 2
         except (TlsproxyError, OSError) as error:
             _log.critical("cannot serve: %s", error)
             return 1
@@ -72,7 +78,15 @@ def run(config_path: Path, ready_file: Path | None) -> int:
 
 
 class _Program:
-    def __init__(self, source: Source, material: Material, ready_file: Path | None, notifier: Notifier) -> None:
+    def __init__(
+        self,
+        source: Source,
+        material: Material,
+        ready_file: Path | None,
+        notifier: Notifier,
+        inherited: Sequence[Inherited],
+    ) -> None:
+        self._inherited = inherited
         self._source = source
         self._started = material.config
         self._first = material
@@ -91,7 +105,8 @@ class _Program:
         self._starting = asyncio.current_task()
         impaired = asyncio.Event()
         with ExitStack() as stack:
-            bound = self._bind(stack)
+            where = [listener.listening for listener in self._started.listeners]
+            bound = open_sockets(where, self._inherited, stack.enter_context(ExitStack()))
             health = self._bind_health(stack)
             self._handle_signals(asyncio.get_running_loop())
             serving = Serving(self._first, impaired)
@@ -104,27 +119,21 @@ class _Program:
                 stack.callback(server.close)
             self._announce(bound, health)
             monitor = ReadinessMonitor(serving.ready, serving.counted, self._notifier, impaired)
+            watchdog = Watchdog(self._notifier, [one.sock for one in bound], is_closed, serving.expect_probe)
             self._starting = None
             async with asyncio.TaskGroup() as tasks:
+                watched = tasks.create_task(watchdog.run())
                 owned = [
                     tasks.create_task(monitor.run()),
                     tasks.create_task(serving.names.run()),
                     tasks.create_task(self._renew(serving)),
                 ]
                 await self._stopping.wait()
+                watched.cancel()
                 self._notifier.stopping()
                 await serving.drain(self._ended)
                 for task in owned:
                     task.cancel()
-
-    def _bind(self, stack: ExitStack) -> Mapping[str, socket.socket]:
-        """A socket for each listener. Raises OSError."""
-        found = {}
-        for listener in self._started.listeners:
-            bound = bind(listener.endpoint, int(listener.unix_mode, 8))
-            stack.callback(bound.close)
-            found[listener.listen] = bound.sock
-        return found
 
     def _bind_health(self, stack: ExitStack) -> socket.socket | None:
         if self._started.health.listen is None:
@@ -133,8 +142,8 @@ class _Program:
         stack.callback(bound.close)
         return bound.sock
 
-    def _announce(self, bound: Mapping[str, socket.socket], health: socket.socket | None) -> None:
-        addresses = {listen: str(address_of(sock)) for listen, sock in bound.items()}
+    def _announce(self, bound: Sequence[Bound], health: socket.socket | None) -> None:
+        addresses = {one.where.name: one.address for one in bound}
         listeners = ((addresses[each.listen], each.targets) for each in self._started.listeners)
         serving = "; ".join(f"{address} to {' or '.join(targets)}" for address, targets in listeners)
         url = "" if health is None else str(address_of(health))
@@ -218,9 +227,14 @@ class _Program:
         if changed:
             self._publications += 1
             logs.set_level(material.config.log_level)
-            _log.info("new connections use the files as they are now (%s)", trigger)
+            _log.info("new connections use other files (%s): %s", trigger, "; ".join(material.news(serving.material)))
         for problem in self._told if self._told != told else ():
             _log.error("not in force: %s", problem)
         serving.adopt(material)
         serving.counted.reloads[result, trigger] += 1
         self._notifier.reloaded(ReloadResult(result, trigger, time.time(), self._publications, error))
+
+
+async def is_closed(sock: socket.socket) -> str:
+    """The data path's answer to a watchdog's probe is the end of its connection."""
+    return "does not end a probe" if await asyncio.get_running_loop().sock_recv(sock, 1) else ""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final, Literal
 
@@ -20,7 +20,7 @@ from tlsproxy.connector.material import Material
 from tlsproxy.connector.model import ConnectLimits
 from tlsproxy.connector.names import TargetNames
 from tlsproxy.connector.targets import Targets
-from tlsproxy.proxy.frontend.listener import BATCH, Acceptor, Address
+from tlsproxy.proxy.frontend.listener import BATCH, Acceptor, Address, Bound
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, dial
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
@@ -49,14 +49,18 @@ class Serving:
         self._leaving: set[Connection] = set()
         self._checks: set[Check] = set()
         self._acceptors: list[Acceptor] = []
+        self._probe: Address | None = None
         self._ended: asyncio.Event | None = None
 
-    def start(self, bound: Mapping[str, socket.socket]) -> None:
+    def start(self, bound: Sequence[Bound]) -> None:
         """Accept on the sockets of all listeners."""
-        for listen, sock in bound.items():
-            accepted = partial(self._accepted, listen)
-            failed = self.counted.accept_error
-            self._acceptors.append(Acceptor(self._loop, sock, BATCH, accepted, failed, self._impaired.set))
+        for one in bound:
+            accepted, failed = partial(self._accepted, one.where.name), self.counted.accept_error
+            self._acceptors.append(Acceptor(self._loop, one.sock, BATCH, accepted, failed, self._impaired.set))
+
+    async def expect_probe(self, address: Address | None) -> None:
+        """Note the address from which our watchdog is about to connect; None after its probe."""
+        self._probe = address
 
     def adopt(self, material: Material) -> None:
         """New connections are made by this from now on; those that it would not make as they are leave."""
@@ -99,7 +103,11 @@ class Serving:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def _accepted(self, listen: str, sock: socket.socket, _address: Address) -> None:
+    def _accepted(self, listen: str, sock: socket.socket, address: Address) -> None:
+        if address == self._probe:
+            self._probe = None
+            sock.close()
+            return
         if len(self._connections) >= self.limits.max_connections:
             self.counted.connections[listen, "full"] += 1
             sock.close()
@@ -151,15 +159,13 @@ class Serving:
     def failed(self, candidate: Candidate, error: Exception) -> None:
         self.counted.failures[candidate.listen, candidate.target, failure_reason(error)] += 1
         self.names.ask()
-        targets = self.targets[candidate.listen]
-        if candidate.last and targets.failed(candidate.target, str(error), time.monotonic()):
+        if candidate.last and self.targets[candidate.listen].failed(candidate.target, str(error), time.monotonic()):
             _log.warning("%s: %s is down: %s", candidate.listen, candidate.target, error)
             self._impaired.set()
 
     def stood(self, candidate: Candidate) -> None:
-        targets = self.targets[candidate.listen]
-        if targets.stood(candidate.target, candidate.address):
-            _log.info("%s: %s is up again", candidate.listen, candidate.target)
+        if self.targets[candidate.listen].stood(candidate.target, candidate.address):
+            _log.info("%s: %s is up", candidate.listen, candidate.target)
             self._impaired.set()
 
     def relayed(self, listen: str, direction: Literal["in", "out"], size: int) -> None:
@@ -204,7 +210,8 @@ class Serving:
         """The verdict at this moment."""
         return Readiness(
             {
-                readiness.LISTENERS: self._listeners_part(),
+                readiness.LISTENERS: OK if self._ended is None else not_ready(readiness.DRAINING),
+                readiness.DESCRIPTORS: self._descriptors_part(),
                 TARGETS: self._targets_part(),
                 CERTIFICATE: self._certificate_part(time.time()),
                 readiness.RELOAD: readiness.reload_part(self.material.problems(time.time())),
@@ -214,9 +221,7 @@ class Serving:
     async def metrics(self) -> tuple[bytes, str]:
         return self.counted.render()
 
-    def _listeners_part(self) -> Part:
-        if self._ended is not None:
-            return not_ready(readiness.DRAINING)
+    def _descriptors_part(self) -> Part:
         trouble = next((one.trouble for one in self._acceptors if one.trouble), "")
         return not_ready(trouble) if trouble else OK
 

@@ -65,11 +65,11 @@ class Targets:
         return changed
 
     def stood(self, name: str, address: Address | None) -> bool:
-        """A connection stands at this address. Whether that is a change: it was down."""
+        """A connection stands at this address. Whether that is a change: it was down, or not tried."""
         state = self.states.get(name)
         if state is None:
             return False
-        changed = state.up is False
+        changed = state.up is not True
         state.up, state.reason, state.address = True, "", address
         state.pause, state.until = 0.0, float("-inf")
         return changed

@@ -32,7 +32,7 @@ from tlsproxy.audit.line import event_line
 from tlsproxy.audit.log import AuditLog, NoAudit, audit_log
 from tlsproxy.config.endpoints import UnixSocket
 from tlsproxy.config.health import health_endpoint
-from tlsproxy.config.listeners import HEALTH, shown, titles
+from tlsproxy.config.listeners import HEALTH, listening, shown, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.proxy_protocol import balancers
 from tlsproxy.errors import FailureKind, TlsproxyError
@@ -53,7 +53,7 @@ from tlsproxy.service.serving import Served, Serving
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
-from tlsproxy.service.systemd.watchdog import Watchdog
+from tlsproxy.service.systemd.watchdog import HandshakeQuestion, Watchdog
 from tlsproxy.service.workers.supervisor import Supervisor
 from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.jwks import KeySets
@@ -156,7 +156,7 @@ class _Program:
             audit.start()
             write_out_and_end(audit)
             stack.callback(audit.close)
-            bound = open_sockets(config, self._inherited, stack.enter_context(ExitStack()))
+            bound = open_sockets([*listening(config)], self._inherited, stack.enter_context(ExitStack()))
             for_health = self._bind_health(stack)
             self._handle_signals(asyncio.get_running_loop())
             served = await self._start_serving(stack, bound, audit, turn)
@@ -180,8 +180,8 @@ class _Program:
             watchdog = Watchdog(
                 self._notifier,
                 [one.sock for one in bound],
-                required=lambda: served.generation.config.service.verify_https_client_certificate,
-                announce=served.expect_probe,
+                HandshakeQuestion(lambda: served.generation.config.service.verify_https_client_certificate).ask,
+                served.expect_probe,
             )
             jumps = ClockJumps(served.clock, served.counted)
             state = ServiceState(

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tlsproxy.config.endpoints import Endpoint, UnixSocket
-from tlsproxy.config.listeners import Listening, listening, titles
-from tlsproxy.config.model import Config
+from tlsproxy.config.listeners import Listening, titles
 from tlsproxy.config.positions import dotted
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.frontend.listener import Bound, address_of, bind
@@ -75,7 +74,7 @@ def _taken(number: int, name: str | None) -> Inherited:
     return Inherited(sock, name)
 
 
-def open_sockets(config: Config, inherited: Sequence[Inherited], until: ExitStack) -> list[Bound]:
+def open_sockets(listening: Sequence[Listening], inherited: Sequence[Inherited], until: ExitStack) -> list[Bound]:
     """A socket for each listener, all or none, which ``until`` closes. No client is accepted before all are bound.
 
     Unix sockets of ours are removed then; inherited ones are systemd's. Raises InheritedSocketError, and OSError for an
@@ -84,22 +83,22 @@ def open_sockets(config: Config, inherited: Sequence[Inherited], until: ExitStac
     with ExitStack() as stack:
         for entry in inherited:
             stack.enter_context(entry.sock)
-        taken = {where: entry.sock for where, entry in _matched(config, inherited).items()}
-        for where in listening(config):
+        taken = {where: entry.sock for where, entry in _matched(listening, inherited).items()}
+        for where in listening:
             if where not in taken:
                 bound = bind(where.endpoint, where.mode)
                 stack.callback(bound.close)
                 taken[where] = bound.sock
         until.push(stack.pop_all())
-    return [Bound.of(taken[where], where) for where in listening(config)]
+    return [Bound.of(taken[where], where) for where in listening]
 
 
-def _matched(config: Config, inherited: Sequence[Inherited]) -> Mapping[Listening, Inherited]:
+def _matched(listening: Sequence[Listening], inherited: Sequence[Inherited]) -> Mapping[Listening, Inherited]:
     taken: dict[Listening, Inherited] = {}
     for entry in inherited:
-        where = next((each for each in listening(config) if _same(each.endpoint, entry.sock)), None)
+        where = next((each for each in listening if _same(each.endpoint, entry.sock)), None)
         if where is None:
-            known = ", ".join(str(each.endpoint) for each in listening(config))
+            known = ", ".join(str(each.endpoint) for each in listening)
             raise InheritedSocketError(
                 f"{entry} is for no listener of the configuration ({known}): let ListenStream= of its socket unit say"
                 " the address that the configuration says, or stop and disable that unit"

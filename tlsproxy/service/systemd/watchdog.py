@@ -1,8 +1,8 @@
-"""The watchdog: notifies systemd as long as our own listeners answer a TLS handshake.
+"""The watchdog: notifies systemd as long as our own listeners answer.
 
-A probe is a client without a certificate. Its handshake must end in the alert certificate_required (RFC 8446 §6.2)
-where one is required, and must finish elsewhere. It depends on the accept loop, the event loop and the TLS layer, as
-every client does: when one of them is stuck, systemd gets no notification and restarts the service.
+A gateway's probe is a client without a certificate. Its handshake must end in the alert certificate_required (RFC 8446
+§6.2) where one is required, and must finish elsewhere. It depends on the accept loop, the event loop and the TLS layer,
+as every client does: when one of them is stuck, systemd gets no notification and restarts the service.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - loopbac
 
 _log = logging.getLogger(__name__)
 
+Ask = Callable[[socket.socket], Awaitable[str]]
 Announce = Callable[[tuple[str, int] | None], Awaitable[None]]
 """Announces a probe's address to the data path, and then None when it has ended."""
 
@@ -38,21 +39,14 @@ def _reached(sock: socket.socket) -> Any:
 
 
 class Watchdog:
-    """``required`` returns whether a handshake without a certificate must be refused now."""
+    """``ask`` talks to a listener over a connection, and returns what is wrong with it, "" for nothing."""
 
-    def __init__(
-        self, notifier: Notifier, listening: Sequence[socket.socket], required: Callable[[], bool], announce: Announce
-    ) -> None:
+    def __init__(self, notifier: Notifier, listening: Sequence[socket.socket], ask: Ask, announce: Announce) -> None:
         self._notifier = notifier
         self._targets = [(address_of(sock), sock.family, _reached(sock)) for sock in listening]
-        self._required = required
+        self._ask = ask
         self._announce = announce
         self._interval = notifier.watchdog / _PROBES
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # Nothing is verified: the server is this very service.
-        self._context.check_hostname = False
-        self._context.verify_mode = ssl.CERT_NONE
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
 
     async def run(self) -> None:
         """Probe until cancelled; not at all without WatchdogSec."""
@@ -68,18 +62,16 @@ class Watchdog:
         for address, family, target in self._targets:
             try:
                 async with asyncio.timeout(self._interval):
-                    refused = await self._refused(family, target)
+                    wrong = await self._asked(family, target)
             except OSError as error:
                 _log.error("the watchdog is not fed: %s: %s", address, str(error) or "no answer in time")
                 return False
-            if refused is not self._required():
-                outcome = "refused" if refused else "accepted"
-                _log.error("the watchdog is not fed: %s %s a client without a certificate", address, outcome)
+            if wrong:
+                _log.error("the watchdog is not fed: %s %s", address, wrong)
                 return False
         return True
 
-    async def _refused(self, family: int, target: Any) -> bool:
-        """Whether the handshake was refused for lack of a certificate; False if it finished."""
+    async def _asked(self, family: int, target: Any) -> str:
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.setblocking(False)
             if family == socket.AF_UNIX:
@@ -89,11 +81,30 @@ class Watchdog:
                 await self._announce(sock.getsockname()[:2])
             try:
                 await asyncio.get_running_loop().sock_connect(sock, target)
-                return await self._handshake(sock)
+                return await self._ask(sock)
             finally:
                 await self._announce(None)
 
-    async def _handshake(self, sock: socket.socket) -> bool:
+
+class HandshakeQuestion:
+    """A TLS handshake without a certificate. ``required`` returns whether it must be refused now."""
+
+    def __init__(self, required: Callable[[], bool]) -> None:
+        self._required = required
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Nothing is verified: the server is this very service.
+        self._context.check_hostname = False
+        self._context.verify_mode = ssl.CERT_NONE
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+
+    async def ask(self, sock: socket.socket) -> str:
+        refused = await self._refused(sock)
+        if refused is self._required():
+            return ""
+        return f"{'refused' if refused else 'accepted'} a client without a certificate"
+
+    async def _refused(self, sock: socket.socket) -> bool:
+        """Whether the handshake was refused for lack of a certificate; False if it finished."""
         loop = asyncio.get_running_loop()
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = self._context.wrap_bio(incoming, outgoing)
