@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import ssl
 import threading
 from collections.abc import Iterator
@@ -15,14 +16,17 @@ import httpx
 import pytest
 import yaml
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from support.certificates import certified
 from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import call, channel
-from support.grpc_upstream import GrpcUpstream
+from support.grpc_upstream import GrpcUpstream, echoing, replying
 from support.h2_upstream import H2Upstream
+from support.raw_connection import GET, connected
 from support.site import Site
 from support.tls_front import TlsFront
 from support.tls_server import server_context
-from support.upstream import QDRANT, ScriptedUpstream, plain
+from support.upstream import QDRANT, Connection, Received, ScriptedUpstream, plain
 
 from tlsproxy.tls.client_context import spki_sha256
 from tlsproxy.tls.pki import Authority
@@ -159,6 +163,63 @@ def test_a_renewed_client_certificate_loses_no_request(bench: Bench) -> None:
     bench.grpc.wait(bench.serial)
 
 
+def ask(sock: ssl.SSLSocket) -> bytes:
+    sock.sendall(GET)
+    return sock.recv(65536)
+
+
+def test_connections_stay_as_long_as_their_server_is_trusted(bench: Bench) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection, request: Received) -> None:
+        entered.set()
+        assert go_on.wait(DEADLINE)
+        plain()(connection, request)
+
+    client, own = bench.site.client(), bench.authority.certificate_pem
+    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    bench.grpc_upstream.answer = echoing
+    with ExitStack() as closing:
+        raw = closing.enter_context(connected(bench.gateway, client))
+        tunnel = closing.enter_context(bench.gateway.connect(client, port=bench.gateway.ports["TCP"][0]))
+        opened = closing.enter_context(channel(bench.gateway, bench.site))
+        stream = iter(opened.stream_stream(LIST)(iter(messages.get, None), timeout=DEADLINE))
+        messages.put(b"before")
+        assert next(stream) == b"before"
+        assert ask(tunnel).startswith(b"HTTP/1.1 200")
+        dialled = len(bench.tcp.serials)
+
+        # One CA more, another client certificate.
+        bench.site.replace("up-ca.pem", own + Authority.create("next CA").certificate_pem)
+        bench.renew()
+        bench.reload()
+        messages.put(b"between")
+        assert next(stream) == b"between"
+        assert ask(tunnel).startswith(b"HTTP/1.1 200")
+        assert len(bench.tcp.serials) == dialled
+
+        # The server's CA is gone: what is under way ends as after a move of the upstream, and nothing is begun.
+        bench.upstream.answer = slow
+        raw.send(GET)
+        assert entered.wait(DEADLINE)
+        bench.site.replace("up-ca.pem", Authority.create("other CA").certificate_pem)
+        bench.reload()
+        go_on.set()
+        assert raw.response().status == 200
+        raw.send(GET)
+        assert raw.response().status == 502
+        messages.put(b"after")
+        assert next(stream) == b"after"
+        assert call(opened, LIST, b"new").code is grpc.StatusCode.UNAVAILABLE
+        messages.put(None)
+        assert list(stream) == []
+        assert tunnel.recv(100) == b""
+        assert bench.gateway.audited(event="tcp_close", reason="upstream_changed")
+    bench.upstream.answer, bench.grpc_upstream.answer = plain(), replying(b"")
+    bench.site.replace("up-ca.pem", own)
+    bench.reload()
+
+
 def test_half_a_pair_is_no_renewal(bench: Bench) -> None:
     former = bench.site.directory.joinpath("up.key").read_bytes()
     bench.site.replace("up.key", bench.authority.issue(client=True).key_pem)
@@ -207,6 +268,26 @@ def test_the_server_may_be_known_by_spiffe_id_or_key(bench: Bench) -> None:
             assert http.get(bench.gateway.url("/collections")).status_code == 200
         bench.rest.present(bench.server())
         bench.trust()
+
+
+def test_the_servers_ca_may_be_for_servers_alone(bench: Bench) -> None:
+    """As intermediates of public CAs are."""
+    made = {
+        name: certified(bench.authority, bench.authority, extensions=[x509.ExtendedKeyUsage([purpose])])
+        for name, purpose in (("s", ExtendedKeyUsageOID.SERVER_AUTH), ("c", ExtendedKeyUsageOID.CLIENT_AUTH))
+    }
+    for name, authority in made.items():
+        bench.site.write(f"{name}.pem", authority.certificate_pem)
+    with httpx.Client(verify=bench.site.client()) as http:
+        bench.trust(ca_cert="s.pem")
+        assert http.get(bench.gateway.url("/collections")).status_code == 200
+        bench.site.edit_config(bench.config, upstream={"tls": bench.tls | {"ca_cert": "c.pem"}})
+        assert (
+            "may not vouch for servers: its extended key usage lacks serverAuth"
+            in bench.gateway.ask_admin("/reload", "POST")[1]
+        )
+        assert http.get(bench.gateway.url("/collections")).status_code == 200
+    bench.trust()
 
 
 def test_lifetimes_of_both_are_reported(bench: Bench) -> None:

@@ -217,7 +217,7 @@ def _judged(
         Input("server_authorities", str(tls.ca_cert)),
         [tls.ca_cert],
         known,
-        lambda data: authorities_in(tls.ca_cert, data, known, now, "server certificates"),
+        lambda data: authorities_in(tls.ca_cert, data, known, now, "servers"),
     )
     certificates: dict[Path, InputState[OwnCertificate]] = {}
     if tls.cert is not None and tls.key is not None:

@@ -22,7 +22,7 @@ from tlsproxy.connector.names import TargetNames
 from tlsproxy.connector.targets import Targets
 from tlsproxy.proxy.frontend.listener import BATCH, Acceptor, Address, Bound
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, dial
+from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, dial, is_trusted
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.snapshot.lifetimes import Lifetime, tls_lifetimes
 
@@ -154,7 +154,7 @@ class Serving:
         return dial(self._loop, addresses, handler, self.deadlines, self._lowest, way)
 
     def is_current(self, candidate: Candidate, stream: DialledStream) -> bool:
-        return stream.tls == self.material.ways.get((candidate.listen, candidate.target))
+        return is_trusted(stream, self.material.ways.get((candidate.listen, candidate.target)))
 
     def failed(self, candidate: Candidate, error: Exception) -> None:
         self.counted.failures[candidate.listen, candidate.target, failure_reason(error)] += 1

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from tlsproxy.config.model import Tls
+    from tlsproxy.tls.chains import Peers
     from tlsproxy.tls.crls import Crl
     from tlsproxy.tls.owncert import OwnCertificate
     from tlsproxy.tls.trust import Trust
@@ -45,25 +46,25 @@ SeriesOf: TypeAlias = "Callable[[Crl], Series]"
 
 
 def authorities_in(
-    path: Path, data: Data, former: InputState[tuple[x509.Certificate, ...]] | None, now: float, verified: str
+    path: Path, data: Data, former: InputState[tuple[x509.Certificate, ...]] | None, now: float, peers: Peers
 ) -> Candidate[tuple[x509.Certificate, ...]]:
     """CAs of a file, of which one must be valid now. The others are kept, and verify nobody yet, or any more.
 
-    ``verified``: the certificates that they are for, `client certificates`.
+    ``peers``: those whose certificates they are for.
 
     A CA that is in the file with its next certificate only keeps the one in force until that is valid.
     """
     found = load_authorities(str(path), data[0])
-    usable = [each for each in found if not defect_of(each)]
+    usable = [each for each in found if not defect_of(each, peers)]
     if not usable:
         name = found[0].subject.rfc4514_string()
-        raise MaterialError(str(path), f"{name} {defect_of(found[0])}; add a CA that can")
+        raise MaterialError(str(path), f"{name} {defect_of(found[0], peers)}; add a CA that can")
     later = [each for each in usable if _begins(each) > now]
     current = {issuer_of(each) for each in usable if _is_valid(each, now)}
     if not current:
         if later:
             raise _not_yet(path, later)
-        text = f"every CA in it has expired; add the CA that issues today's {verified}"
+        text = f"every CA in it has expired; add the CA that issues today's certificates of {peers}"
         raise MaterialError(str(path), text, FailureKind.AGE)
     # Clients of a CA whose new certificate is not valid yet go on with the one that serves.
     starting = {issuer_of(each) for each in later} - current

@@ -54,9 +54,9 @@ class ServerTls:
             frozenset(map(pin_of, section.spki_sha256)),
         )
         authorities = self.states.server_authorities[section.ca_cert]
-        trust = (host, expected, authorities.digest, section.min_version, alpn)
+        trust = (host, expected, section.min_version, alpn)
         certificate = None if section.cert is None else self.states.client_certificates[section.cert]
-        key = (*trust, "" if certificate is None else certificate.digest)
+        key = (*trust, authorities.digest, "" if certificate is None else certificate.digest)
         if key not in self.made:
             self.made[key] = self.former.get(key) or client_tls(
                 authorities.value,

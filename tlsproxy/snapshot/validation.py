@@ -208,7 +208,7 @@ class _Validator:
         former = self._former.authorities if self._former is not None else None
         subject = Input("authorities", str(path))
         return self._judge.best(
-            subject, [path], former, lambda data: authorities_in(path, data, former, self._now, "client certificates")
+            subject, [path], former, lambda data: authorities_in(path, data, former, self._now, "clients")
         )
 
     def _constrained(self, authorities: Authorities) -> Authorities:
@@ -283,7 +283,7 @@ class _Validator:
             Input("server_authorities", str(path)),
             [path],
             former,
-            lambda data: authorities_in(path, data, former, self._now, "server certificates"),
+            lambda data: authorities_in(path, data, former, self._now, "servers"),
         )
 
     def _crls(self, authorities: Authorities) -> dict[Path, InputState[tuple[Crl, ...]]]:

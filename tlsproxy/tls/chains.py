@@ -13,7 +13,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -26,7 +26,7 @@ from tlsproxy.tls.crls import extension_of, point_names
 from tlsproxy.tls.owncert import is_authority, issued_by
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 MAX_SENT: Final = 16
 """Most certificates of a client that are kept beside the verified path: no chain is as long."""
@@ -52,6 +52,12 @@ _KNOWN_CRITICAL: Final = frozenset(
     }
 )
 """Critical extensions that OpenSSL handles."""
+
+Peers: TypeAlias = Literal["clients", "servers"]
+_PURPOSES: Final[Mapping[Peers, tuple[x509.ObjectIdentifier, str]]] = {
+    "clients": (ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth"),
+    "servers": (ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +190,8 @@ def authority_of(der: bytes) -> ChainCertificate | None:
         return None
 
 
-def defect_of(authority: x509.Certificate) -> str:
-    """The reason why OpenSSL at security level 2 verifies no client below this CA; "" for none."""
+def defect_of(authority: x509.Certificate, peers: Peers = "clients") -> str:
+    """The reason why OpenSSL at security level 2 verifies no ``peers`` below this CA; "" for none."""
     extensions, key = authority.extensions, authority.public_key()
     usage = extension_of(extensions, x509.KeyUsage)
     purposes = extension_of(extensions, x509.ExtendedKeyUsage)
@@ -194,8 +200,9 @@ def defect_of(authority: x509.Certificate) -> str:
         return "is not a CA (its basic constraints do not say so)"
     if usage is not None and not usage.key_cert_sign:
         return "may not issue certificates: its key usage lacks keyCertSign"
-    if purposes is not None and ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
-        return "may not vouch for clients: its extended key usage lacks clientAuth"
+    purpose, name = _PURPOSES[peers]
+    if purposes is not None and purpose not in purposes:
+        return f"may not vouch for {peers}: its extended key usage lacks {name}"
     if isinstance(key, rsa.RSAPublicKey | dsa.DSAPublicKey) and key.key_size < _MIN_BITS:
         return f"has a key of {key.key_size} bits, which is too short"
     if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size < _MIN_CURVE_BITS:

@@ -111,14 +111,15 @@ class ClientTls:
     """One way to speak TLS with a server.
 
     ``server_name`` is sent to the server (SNI), and verified as far as ``expected`` has a name. ``alpn`` is offered,
-    and h2 must be agreed on. Equal ones have the same ``trust``: they take the same servers for the expected one, and
-    differ at most in our certificate.
+    and h2 must be agreed on. ``anchors`` are the CAs (DER). Equal ones have the same ``trust``: they expect the same
+    server, and differ at most in our certificate and in CAs.
     """
 
     context: ssl.SSLContext = field(repr=False, compare=False)
     server_name: str = field(compare=False)
     expected: ExpectedServer = field(compare=False)
     alpn: str = field(default="", compare=False)
+    anchors: frozenset[bytes] = field(default=frozenset(), repr=False, compare=False)
     trust: tuple[object, ...] = field(default=(), repr=False)
 
     def refusal(self, tls: ssl.SSLObject) -> ServerRefused | None:
@@ -157,13 +158,14 @@ def client_tls(  # noqa: PLR0913 - the parts of a client's TLS, by name
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     if not authorities:
         raise MaterialError(key_path, "no CA is there to verify the server by")
-    context.load_verify_locations(cadata=b"".join(each.public_bytes(Encoding.DER) for each in authorities))
+    anchors = frozenset(each.public_bytes(Encoding.DER) for each in authorities)
+    context.load_verify_locations(cadata=b"".join(anchors))
     judge_peers(context)
     if certificate is not None:
         _present(context, certificate, key_path)
     if alpn:
         context.set_alpn_protocols([alpn])
-    return ClientTls(context, expected.name or server_name.rstrip("."), expected, alpn, trust)
+    return ClientTls(context, expected.name or server_name.rstrip("."), expected, alpn, anchors, trust)
 
 
 def try_certificate(certificate: OwnCertificate, key_path: str) -> None:

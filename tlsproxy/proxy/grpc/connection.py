@@ -176,9 +176,12 @@ class GrpcConnection:
     def _follow(self, former: Generation) -> None:
         """Goes where the upstream is by the present generation, with what was not sent by the former one."""
         generation, relay = self.gateway.generation, self.relay
-        if relay.former or self.state not in _FOLLOWING or not moved(former, generation, "grpc"):
-            return
         side = relay.upstream
+        if relay.former or self.state not in _FOLLOWING or former is generation:
+            return
+        left = side is not None and (relay.upstream_moved if side.stands else relay.upstream_renewed)
+        if not (left or moved(former, generation, "grpc")):
+            return
         if side is None:
             self.client.streams.restate()
         elif not side.stands:
@@ -187,7 +190,7 @@ class GrpcConnection:
             side.discard()
             relay.dialler.dial_again()
             self.reading_changed()
-        elif relay.upstream_moved:
+        elif left:
             self.part()
 
     def _renew(self) -> None:

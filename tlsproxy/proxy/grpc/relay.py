@@ -17,6 +17,7 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.call_plan import CallPlan, grpc_status
 from tlsproxy.proxy.grpc.session import CallDialler, ClientStream, GrpcSession, RelayedCall, UpstreamSide
+from tlsproxy.proxy.transport.dial import leads_to
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import write
 from tlsproxy.wire.flood_budgets import Budgets
@@ -179,7 +180,7 @@ class Relay(Generic[C]):
         """Whether its upstream connection leads where the upstream is no more, or to a drained node."""
         side = self.upstream
         return side is not None and not any(
-            side.stream.address in api.addresses and side.stream.tls == api.tls
+            leads_to(side.stream, api.addresses, api.tls)
             for api in (node.api("grpc") for node in self.gateway.generation.nodes if not node.drained)
         )
 

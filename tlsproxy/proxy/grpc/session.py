@@ -47,6 +47,7 @@ class ClientStream(Protocol):
 class UpstreamStream(Protocol):
     address: Address
     tls: ClientTls | None
+    anchor: bytes
 
     @property
     def stalled(self) -> bool: ...

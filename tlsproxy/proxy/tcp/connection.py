@@ -23,7 +23,7 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.transport.dial import DialledStream, dial
+from tlsproxy.proxy.transport.dial import DialledStream, dial, leads_to
 from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.tls.client_context import ServerRefused
@@ -316,7 +316,7 @@ class TcpConnection:
         if not self._open:
             if present != self._dialled or present.tls is not upstream.tls:
                 self._dial_again(upstream)
-        elif upstream.address in present.addresses and upstream.tls == present.tls:
+        elif leads_to(upstream, present.addresses, present.tls):
             self._former_since = None
             self._gateway.former["tcp"].discard(self)
         else:

@@ -74,11 +74,12 @@ class DialledStream(Stream):
     """Tries the addresses in their order, each as soon as the one before it fails or has not answered for a moment.
 
     The first that takes the connection has it; when none does, ``connection_lost`` comes without ``connected``.
-    ``address``: the latest that is being tried, or the one that was reached. ``tls``: None in plaintext. ``prologue``:
-    bytes that are sent before all else, and before TLS in plaintext, as a header of the PROXY protocol is.
+    ``address``: the latest that is being tried, or the one that was reached. ``tls``: None in plaintext. ``anchor``:
+    the CA (DER) by which the server was verified, if that is known. ``prologue``: bytes that are sent before all else,
+    and before TLS in plaintext, as a header of the PROXY protocol is.
     """
 
-    __slots__ = ("_addresses", "_attempts", "_dial_handler", "_next_try", "address", "prologue", "tls")
+    __slots__ = ("_addresses", "_attempts", "_dial_handler", "_next_try", "address", "anchor", "prologue", "tls")
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class DialledStream(Stream):
         self._next_try: asyncio.TimerHandle | None = None
         self._dial_handler = handler
         self.tls: ClientTls | None = None
-        self.prologue = b""
+        self.prologue = self.anchor = b""
         self.address = self._addresses.pop(0)
         super().__init__(loop, self._socket(self.address[0]), handler, deadlines, lowest)
         self.established = self._connected = False
@@ -239,7 +240,7 @@ class DialledTlsStream(DialledStream):
 
     def _handshake(self) -> None:
         try:
-            shake_hands(self._records.tls, self._way.expected.judge)
+            shake_hands(self._records.tls, self._judge)
         except ssl.SSLWantReadError:
             self._flush()
             if self._received > MAX_HANDSHAKE:
@@ -258,6 +259,10 @@ class DialledTlsStream(DialledStream):
         self._send_early()
         if self._records.incoming.pending and not self.closed and not self._closing:
             self._take(b"")
+
+    def _judge(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> str:
+        self.anchor = verified[-1]
+        return self._way.expected.judge(verified, sent)
 
     def _send_early(self) -> None:
         """Sends all that was written before the handshake was done."""
@@ -332,6 +337,30 @@ class DialledTlsStream(DialledStream):
             self._records.say_goodbye()
             self._flush()
         super().close(linger)
+
+
+class Dialled(Protocol):
+    """A connection, as far as where it leads goes."""
+
+    @property
+    def address(self) -> Address: ...
+    @property
+    def tls(self) -> ClientTls | None: ...
+    @property
+    def anchor(self) -> bytes: ...
+
+
+def leads_to(stream: Dialled, addresses: Sequence[Address], tls: ClientTls | None) -> bool:
+    """Whether a connection that stands leads where a new one would."""
+    return stream.address in addresses and is_trusted(stream, tls)
+
+
+def is_trusted(stream: Dialled, tls: ClientTls | None) -> bool:
+    """Whether the server of a connection that stands would be trusted by ``tls``, as far as dates have no part in it.
+
+    The client certificate may differ, and CAs too, as long as the one that the server was verified by is among them.
+    """
+    return stream.tls == tls and (tls is None or stream.tls is tls or stream.anchor in tls.anchors)
 
 
 def dial(
