@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from support.gateway import DEADLINE
 
 CLIENTS = 4
+PAUSE = 0.005
+"""Seconds between two requests of a client: what matters is that there always is one, not how many there are."""
 
 Ask = Callable[[], str]
 """One request; returns the kind of its answer."""
@@ -31,7 +33,7 @@ class Load:
 
     def _run(self, ask: Ask) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE):
                 outcome = ask()
                 with self._changed:
                     self.seen[outcome] += 1
