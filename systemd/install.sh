@@ -78,7 +78,7 @@ install_program() {
     install -m 0644 "$SOURCE"/*.md "$SOURCE/LICENSE" "$program/share/doc/tlsproxy/"
     install -m 0644 "$SOURCE"/docs/* "$program/share/doc/tlsproxy/docs/"
     install -m 0644 "$SOURCE"/observability/* "$program/share/doc/tlsproxy/observability/"
-    install -m 0644 "$SOURCE/config/tlsproxy.yaml" "$program/share/doc/tlsproxy/config/"
+    install -m 0644 "$SOURCE/config/tlsproxy.yaml" "$SOURCE/config/client.yaml" "$program/share/doc/tlsproxy/config/"
     install -m 0644 "$SOURCE/systemd/README.md" "$program/share/doc/tlsproxy/systemd/"
 }
 
@@ -131,6 +131,7 @@ install_configuration() {
     else
         echo "$DESTDIR$CONFIG/tlsproxy.yaml is kept as it is"
     fi
+    install -d -m 0755 "$DESTDIR$CONFIG/connect"
     [ -d "$DESTDIR$CONFIG/certs" ] || install -d -m 0750 "$DESTDIR$CONFIG/certs"
 }
 
@@ -163,8 +164,11 @@ uninstall_all() {
     checked
     units=$(cd "$SOURCE/systemd" && ls ./*.service ./*.socket | sed 's|^\./||')
     if [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; then
+        systemctl stop --quiet 'tlsproxy-connect@*.service' # a template's instances are known when they run
         # shellcheck disable=SC2086 # one word for each unit
-        systemctl disable --now --quiet $units 2>/dev/null || echo "some units were not there to be stopped"
+        systemctl disable --quiet $units 2>/dev/null || echo "some units were not there to be disabled"
+        # shellcheck disable=SC2046 # likewise
+        systemctl stop --quiet $(echo "$units" | grep -v @) 2>/dev/null || echo "some units were not there to be stopped"
     fi
     for unit in $units; do
         rm -f "$DESTDIR$UNITDIR/$unit"

@@ -56,7 +56,7 @@ class Installed:
 
     def __init__(self, tree: Path, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream) -> None:
         self.upstream = upstream
-        self.port, self.grpc_port = free_port(), free_port()
+        self.port, self.grpc_port, self.plain_port = free_port(), free_port(), free_port()
         self.site = Site(tree / "etc/tlsproxy/certs")
         self._file = tree / "etc/tlsproxy/tlsproxy.yaml"
         service = {"host": "127.0.0.1", "http_port": self.port, "grpc_port": self.grpc_port}
@@ -72,11 +72,19 @@ class Installed:
         secret = tree / "etc/tlsproxy/api-key"
         secret.touch(mode=0o600)
         secret.write_text(KEY)
+        self._client_mode(tree / "etc/tlsproxy/connect/qdrant.yaml")
         units = tree / "etc/systemd/system"
         for name, port in (("tlsproxy", self.port), ("tlsproxy-grpc", self.grpc_port)):
             _drop_in(units / f"{name}.socket.d", f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
         service_lines = "[Service]\nWatchdogSec=3\nLoadCredential=api-key:/etc/tlsproxy/api-key\n"
         _drop_in(units / "tlsproxy.service.d", service_lines)
+
+    def _client_mode(self, file: Path) -> None:
+        targets = [f"localhost:{self.port}"]
+        unix = {"listen": "unix:/run/tlsproxy-connect/qdrant/rest.sock", "unix_mode": "0660", "targets": targets}
+        certificate = {"ca_cert": "../certs/ca.pem", "cert": "../certs/search.pem", "key": "../certs/search.key"}
+        listeners = [{"listen": f"127.0.0.1:{self.plain_port}", "targets": targets}, unix]
+        file.write_text(yaml.safe_dump({"listeners": listeners, "tls": certificate}))
 
     def write(self, **sections: Any) -> None:
         """The configuration, as it is from then on."""
@@ -295,6 +303,30 @@ def test_a_restart_under_load_loses_nothing(machine: Machine, installed: Install
     assert calls.failures == []
 
 
+def test_client_mode_has_a_service_for_each_configuration(machine: Machine, installed: Installed) -> None:
+    unit = "tlsproxy-connect@qdrant"
+    machine.run("systemctl", "enable", "--now", unit)
+    assert machine.shown(unit, "ActiveState") == "active"
+    process = machine.shown(unit, "MainPID")
+    lines = machine.run("cat", f"/proc/{process}/status").stdout
+    assert "CapEff:\t0000000000000000" in lines
+
+    def asked() -> int:
+        with socket.create_connection(("127.0.0.1", installed.plain_port), DEADLINE) as sock:
+            return ask(sock).status
+
+    assert asked() == 200
+    assert machine.run("stat", "-c", "%a", "/run/tlsproxy-connect/qdrant").stdout.strip() == "750"
+    assert machine.run("stat", "-c", "%a", "/run/tlsproxy-connect/qdrant/rest.sock").stdout.strip() == "660"
+    installed.site.issue("search", client=True, uris=["spiffe://example.org/search/web"])
+    machine.run("chgrp", "tlsproxy-tls", "/etc/tlsproxy/certs/search.key")
+    machine.run("chmod", "g+r", "/etc/tlsproxy/certs/search.key")
+    machine.run("systemctl", "reload", unit)
+    until(lambda: machine.shown(unit, "ActiveState") == "active", machine)
+    assert machine.shown(unit, "MainPID") == process
+    assert asked() == 200
+
+
 def test_who_connects_starts_it(machine: Machine, installed: Installed) -> None:
     machine.run("systemctl", "stop", "tlsproxy.service")
     assert machine.shown("tlsproxy", "ActiveState") == "inactive"
@@ -337,9 +369,11 @@ def test_uninstalling_leaves_what_an_operator_wrote(machine: Machine, installed:
     done = machine.run("sh", "/srv/systemd/install.sh", "uninstall")
     assert "Kept: /etc/tlsproxy (configuration, certificates, keys)" in done.stdout
     assert machine.shown("tlsproxy", "LoadState") == "not-found"
+    assert machine.shown("tlsproxy-connect@qdrant", "ActiveState") == "inactive"
+    assert machine.run("find", "/etc/systemd/system", "-name", "*tlsproxy*.service").stdout == ""
     assert machine.run("ls", "/opt").stdout == ""
     assert machine.run("find", "/usr/local", "-name", "*tlsproxy*").stdout == f"/{FOREIGN}\n"
-    assert machine.run("ls", "/etc/tlsproxy").stdout.split() == ["api-key", "certs", "tlsproxy.yaml"]
+    assert machine.run("ls", "/etc/tlsproxy").stdout.split() == ["api-key", "certs", "connect", "tlsproxy.yaml"]
     assert "audit." in machine.run("ls", "/var/log/tlsproxy/").stdout
     with pytest.raises(ConnectionRefusedError):
         installed.status_of()

@@ -14,6 +14,7 @@ from tlsproxy.config.model import Service
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICE = UNITS / "tlsproxy.service"
+CLIENT_MODE = UNITS / "tlsproxy-connect@.service"
 SOCKETS = sorted(UNITS.glob("*.socket"))
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs Debian's systemd package")
 
@@ -27,8 +28,8 @@ def verified(*units: Path) -> tuple[int, str]:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The service, with a program that is there: the installed one is at /opt. The sockets stand beside it."""
-    for one in (SERVICE, *SOCKETS):
+    """The service, with a program that is there: the installed one is at /opt. The other units stand beside it."""
+    for one in (SERVICE, CLIENT_MODE, *SOCKETS):
         text = one.read_text().replace("/opt/tlsproxy/bin/tlsproxy", "/bin/true")
         (tmp_path / one.name).write_text(text)
     return tmp_path / SERVICE.name
@@ -36,7 +37,7 @@ def unit(tmp_path: Path) -> Path:
 
 @needs_systemd
 def test_systemd_understands_every_line(unit: Path) -> None:
-    assert verified(unit, *unit.parent.glob("*.socket")) == (0, "")
+    assert verified(unit, unit.with_name(CLIENT_MODE.name), *unit.parent.glob("*.socket")) == (0, "")
 
 
 @needs_systemd
@@ -49,13 +50,26 @@ def test_systemd_says_so_where_a_line_is_wrong(unit: Path, name: str, key: str) 
 
 @needs_systemd
 def test_the_exposure_is_small(unit: Path) -> None:
-    result = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", str(unit)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    instance = unit.with_name("tlsproxy-connect@.service").rename(unit.with_name("tlsproxy-connect@qdrant.service"))
+    command = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        "--threshold=15",
+        "--no-pager",
+        str(unit),
+        str(instance),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
+
+
+def test_client_mode_is_confined_as_the_gateway_is() -> None:
+    def confinement(unit: Path) -> list[str]:
+        lines = unit.read_text().splitlines()
+        return lines[lines.index("CapabilityBoundingSet=") :]
+
+    assert confinement(CLIENT_MODE) == confinement(SERVICE)
 
 
 def test_a_refused_configuration_waits_for_a_person() -> None:

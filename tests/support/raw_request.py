@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def request(method: str, target: str, fields: Fields = (), body: bytes = b"") ->
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
-def read_response(sock: ssl.SSLSocket, method: str = "GET") -> Response:
+def read_response(sock: socket.socket, method: str = "GET") -> Response:
     """The next response; nothing may have been pipelined behind it. Raises EOFError where there is none."""
     response = http.client.HTTPResponse(sock, method=method)
     try:
@@ -55,7 +56,7 @@ def read_response(sock: ssl.SSLSocket, method: str = "GET") -> Response:
 
 
 def ask(
-    sock: ssl.SSLSocket, method: str = "GET", target: str = "/collections", fields: Fields = (), body: bytes = b""
+    sock: socket.socket, method: str = "GET", target: str = "/collections", fields: Fields = (), body: bytes = b""
 ) -> Response:
     sock.sendall(request(method, target, list(fields), body))
     return read_response(sock, method)
