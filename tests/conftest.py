@@ -18,7 +18,7 @@ from support.grpc_upstream import GrpcUpstream
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
-settings.register_profile("brief", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
+settings.register_profile("brief", deadline=None, max_examples=25, derandomize=bool(os.environ.get("CI")))
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
 # That a mutant fails is enough: nobody reads its smallest example.
 _UNSHRUNK = (Phase.explicit, Phase.generate)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from support.rows import rows
 
 from tlsproxy.config.loader import parse
@@ -35,7 +35,7 @@ def found(*rules: dict[str, Any], issuers: int = 1, **sections: Any) -> list[str
         "jwt_issuers": [issuer(), issuer(OTHER)][:issuers],
     }
     try:
-        problems = parse(yaml.safe_dump(tree | sections).encode(), Path("/etc/f.yaml"), {}).warnings
+        problems = parse(json.dumps(tree | sections).encode(), Path("/etc/f.yaml"), {}).warnings
     except ConfigError as error:
         return [f"E {one.key}: {one.text}" for one in error.problems]
     return [f"W {one.key}: {one.text}" for one in problems]

@@ -349,7 +349,7 @@ def test_whatever_is_wrong_is_a_problem_with_a_place(changes: list[tuple[tuple[s
         except (KeyError, IndexError, TypeError):  # an earlier change took it away
             continue
     try:
-        load(yaml.safe_dump(tree))
+        load(yaml.dump(tree, Dumper=yaml.CSafeDumper))
     except ConfigError as error:
         found = error.problems
     else:

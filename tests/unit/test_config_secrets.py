@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.identity import Identity
@@ -21,7 +21,7 @@ MANAGE, READ = Rights(everywhere=GlobalMode.M), Rights(everywhere=GlobalMode.R)
 
 def config(directory: Path, **sections: object) -> Config:
     tree = {"tls": {"cert": "c", "key": "k", "ca_cert": "a"}, "service": {"api_key": "k"}} | sections
-    return parse(yaml.safe_dump(tree).encode(), directory / "f.yaml", {}).config
+    return parse(json.dumps(tree).encode(), directory / "f.yaml", {}).config
 
 
 def rights(keys: Keys, presented: str) -> Rights | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from jwt.algorithms import ECAlgorithm
@@ -33,7 +32,7 @@ def resolved(directory: Path, algorithm: str = "ES256", **sections: Any) -> Toke
         "service": {"api_key": "k"},
         "jwt_issuers": [issuer | {name: "key"}],
     } | sections
-    config = parse(yaml.safe_dump(tree).encode(), directory / "f.yaml", {}).config
+    config = parse(json.dumps(tree).encode(), directory / "f.yaml", {}).config
     assert public_key_files(config) == (directory / "key",)
     return resolve_tokens(config, Path.read_bytes)
 
@@ -116,6 +115,6 @@ def test_one_key_has_one_name(tmp_path: Path) -> None:
         "keys": [{"name": "ci", "file": "ci.key", "role": "r"}],
     }
     (tmp_path / "ci.key").write_text("same")
-    config = parse(yaml.safe_dump(tree).encode(), tmp_path / "f.yaml", {}).config
+    config = parse(json.dumps(tree).encode(), tmp_path / "f.yaml", {}).config
     repeated = repeated_keys(config, known_keys(config, Path.read_bytes))
     assert list(repeated) == [("ci", "api_key", (tmp_path / "ci.key",))]

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
@@ -42,7 +41,7 @@ NEWER = json.dumps({"keys": [JWK | {"kid": "new"}]}).encode()
 def config(url: str) -> Config:
     issuer = {"name": "login", "issuer": "i", "audience": "a", "algorithm": "ES256", "jwks": url}
     tree = {"tls": {"cert": "c", "key": "k", "ca_cert": "a"}, "service": {"api_key": "k"}, "jwt_issuers": [issuer]}
-    return parse(yaml.safe_dump(tree).encode(), Path("f.yaml"), {}).config
+    return parse(json.dumps(tree).encode(), Path("f.yaml"), {}).config
 
 
 async def serving(answers: list[web.Response], asked: Callable[[], None] = lambda: None) -> tuple[web.AppRunner, str]:

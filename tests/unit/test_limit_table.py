@@ -20,7 +20,7 @@ from support.manual_clock import Clock
 from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Rate
 from tlsproxy.proxy.limits.table import BUCKET, BUCKETS, LimitTable, create, size
 
-MANY = 1_000_000 if os.environ.get("TLSPROXY_SOAK") else 300_000
+MANY = 1_000_000 if os.environ.get("TLSPROXY_SOAK") else 250_000
 """Identities: more than there are rows."""
 SPAWN = multiprocessing.get_context("spawn")
 SHARED = Rate.of(25, 4000)

@@ -171,7 +171,7 @@ def test_the_oracle_and_the_gateway_agree() -> None:
     run_state_machine_as_test(
         Reload,
         settings=settings(
-            max_examples=500 if LONG else 20,
+            max_examples=500 if LONG else 12,
             stateful_step_count=60 if LONG else 20,
             deadline=None,
             derandomize=not LONG,

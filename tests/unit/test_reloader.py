@@ -758,13 +758,13 @@ def test_rotations_good_and_bad_leave_nothing_behind(tmp_path: Path) -> None:
                 await bench.reloader.reload("admin")
                 bench.lines.clear()
 
-        await rotate(12)
+        await rotate(8)
         gc.collect()
         gc.disable()
         try:
             kinds = (Generation, BaseException, ssl.SSLContext)
             before = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
-            await rotate(40)
+            await rotate(20)
             after = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
         finally:
             gc.enable()
