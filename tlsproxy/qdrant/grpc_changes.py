@@ -5,7 +5,7 @@ Ids in a message become a filter of these ids. A payload that is cleared is over
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tlsproxy.errors import BadRequest, Unconfined
@@ -96,20 +96,23 @@ class Change:
             changed = yield from mark.marked(changed, state.reading)
         return one.raw if changed is value else delimited(self.payload, entry_of(key, changed))
 
-    def _added(self, seen: dict[int, bytes], payload: set[bytes], state: RewriteState) -> Iterator[bytes]:
+    def _added(self, seen: dict[int, bytes], payload: set[bytes], state: RewriteState) -> Steps[bytes]:
+        added = []
         if self.marks:
-            yield from (delimited(self.marks, one) for one in self._missing(payload, state))
+            added += [delimited(self.marks, one) for one in self._missing(payload, state)]
         elif self.payload:
             for mark in state.marks:
                 if mark.root in payload and self.key not in seen:
                     raise Unconfined(tenant_texts.SET.format(mark.condition.root))
         if self.update_filter:
-            yield delimited(self.update_filter, state.narrowed(seen.get(self.update_filter, b""), alone=True))
+            narrowed = state.narrowed(seen.get(self.update_filter, b""), alone=True)
+            added.append(delimited(self.update_filter, narrowed))
         if self.selector:
             if self.selector not in seen:
                 raise BadRequest(f"Field {self.selector} of {self.message} is missing")
             number = self.renumbered.get(self.selector, self.selector)
-            yield delimited(number, _selected(seen[self.selector], state))
+            added.append(delimited(number, (yield from _selected(seen[self.selector], state))))
+        return b"".join(added)
 
     def _missing(self, payload: set[bytes], state: RewriteState) -> list[bytes]:
         """Entries of the marks whose keys the payload does not have."""
@@ -122,12 +125,15 @@ class Change:
         return [entry_of(key, value) for key, value in values.items()]
 
 
-def _selected(selector: bytes, state: RewriteState) -> bytes:
+def _selected(selector: bytes, state: RewriteState) -> Steps[bytes]:
     """A PointsSelector: by ids (1) or by a filter (2), of which a filter is made in either case."""
     chosen = state.reading.alone("PointsSelector", selector)
     if chosen is None:
         raise BadRequest("Either points or a filter is expected")
     if chosen.number == 1:
-        ids = b"".join(one.raw for one in state.reading.fields_of("PointsIdsList", chosen.content()))
+        ids = chosen.content()
+        for _ in state.reading.fields_of("PointsIdsList", ids):
+            if state.reading.is_step():
+                yield state.reading.memory
         return delimited(2, state.narrowed(b"", alone=True, ids=ids))
     return delimited(2, state.narrowed(chosen.content(), alone=True))

@@ -11,6 +11,7 @@ from tlsproxy.qdrant.grpc_retrieval import point_id
 from tlsproxy.qdrant.grpc_rewrite import Reading
 from tlsproxy.qdrant.point_ids import PointId
 from tlsproxy.qdrant.scoring import Scored
+from tlsproxy.qdrant.tenant_examples import Place, place
 from tlsproxy.wire.cooperative import Steps
 
 EXAMPLE: Final = "PointId"
@@ -94,8 +95,8 @@ class Inputs:
             raise BadRequest(f"A {message} has one field")
 
 
-def place_of(lookup: bytes, reading: Reading) -> tuple[str, object]:
-    """The collection of a LookupLocation, and its shard key in the form of REST, None without one.
+def place_of(lookup: bytes, reading: Reading) -> Steps[Place]:
+    """The collection and the shard key of a LookupLocation.
 
     Raises :class:`BadRequest`, :class:`ProtobufError`.
     """
@@ -104,15 +105,17 @@ def place_of(lookup: bytes, reading: Reading) -> tuple[str, object]:
         if one.number == 1:
             collection = one.content().decode(errors="replace")
         elif one.number == 3:  # noqa: PLR2004 - shard_key_selector
-            key = _shard_key(one.content(), reading)
-    return collection, key
+            key = yield from _shard_key(one.content(), reading)
+    return place(collection, key)
 
 
-def _shard_key(selector: bytes, reading: Reading) -> object:
+def _shard_key(selector: bytes, reading: Reading) -> Steps[object]:
     """A ShardKeySelector in the form of REST."""
     keys: list[PointId] = []
     fallback: PointId | None = None
     for one in reading.fields_of("ShardKeySelector", selector):
+        if reading.is_step():
+            yield reading.memory
         chosen = reading.alone("ShardKey", one.content())
         if chosen is None:
             raise BadRequest("A shard key is a keyword or a number")

@@ -56,12 +56,16 @@ class Mark:
         if not step.endswith("[]"):
             struct = b"" if value is None else self._content(_STRUCT, value, reading)
             return delimited(_STRUCT, (yield from self._in_struct(struct, reading, depth + 1)))
-        members = [] if value is None else self._members(value, reading)
-        marked = []
-        for struct in members or [b""]:
-            marked.append(delimited(_STRUCT, (yield from self._in_struct(struct, reading, depth + 1))))
-            yield None
-        return delimited(_LIST, b"".join(delimited(1, one) for one in marked))
+        marked = bytearray()
+        for member in () if value is None else reading.fields_of("ListValue", self._content(_LIST, value, reading)):
+            if reading.is_step():
+                yield reading.memory
+            struct = self._content(_STRUCT, member.content(), reading)
+            marked += yield from self._member(struct, reading, depth + 1)
+        return delimited(_LIST, marked or (yield from self._member(b"", reading, depth + 1)))
+
+    def _member(self, struct: bytes, reading: Reading, depth: int) -> Steps[bytes]:
+        return delimited(1, delimited(_STRUCT, (yield from self._in_struct(struct, reading, depth))))
 
     def _in_struct(self, struct: bytes, reading: Reading, depth: int) -> Steps[bytes]:
         name = self.steps[depth].removesuffix("[]").encode()
@@ -77,11 +81,6 @@ class Mark:
             else:
                 own = value
         return b"".join([*kept, delimited(1, entry_of(name, (yield from self.marked(own, reading, depth))))])
-
-    def _members(self, value: bytes, reading: Reading) -> list[bytes]:
-        """The structs in a list, which has nothing else."""
-        members = reading.fields_of("ListValue", self._content(_LIST, value, reading))
-        return [self._content(_STRUCT, one.content(), reading) for one in members]
 
     def _content(self, kind: int, value: bytes, reading: Reading) -> bytes:
         chosen = reading.alone("Value", value)

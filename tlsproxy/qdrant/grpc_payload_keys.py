@@ -113,9 +113,8 @@ def checking(message: str, content: bytes, policy: QueryPolicy, reading: Reading
     pending: list[tuple[str, bytes, KeyPath]] = [(message, content, ())]
     while pending:
         name, content, above = pending.pop()
-        looks = LOOKS[name]
-        within: list[tuple[str, bytes]] = []
-        for one in reading.fields_of(name, content):
+        looks, found = LOOKS[name], reading.fields_of(name, content)
+        for one in sorted(found) if name == "NestedCondition" else found:  # its key (1) is above its filter (2)
             if reading.is_step():
                 yield reading.memory
             look = looks.get(one.number)
@@ -129,8 +128,7 @@ def checking(message: str, content: bytes, policy: QueryPolicy, reading: Reading
             elif look == _LIMIT:
                 check_limit(one.integer(), policy.max_limit, _LIMIT)
             elif look is not None and look in LOOKS:
-                within.append((look, one.content()))
-        pending += ((inner, part, above) for inner, part in within)
+                pending.append((look, one.content(), above))
 
 
 _STRUCT: Final = 6

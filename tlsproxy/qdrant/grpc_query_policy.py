@@ -27,7 +27,7 @@ from tlsproxy.qdrant.query_policy import (
     concerning,
     treatment,
 )
-from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.cooperative import Pace, Steps
 from tlsproxy.wire.protobuf import Field, delimited, integer
 
 
@@ -53,6 +53,8 @@ class Number:
 
 _NONE: Final = Number()
 NOT_OF_A_BATCH: Final = "An operation of this batch is not available under your role's query policy"
+_KEY: Final = 5
+"""Cost of a payload key, in units of work."""
 _TEXT: Final = 12
 """Field of Query: a query by the text index of a payload key (since Qdrant 1.20)."""
 
@@ -174,12 +176,18 @@ class Row:
     def _nested(self, one: Field, state: PolicyState) -> Steps[bytes]:
         return delimited(one.number, (yield from self.within[one.number](one.content(), state)))
 
-    def _added(self, found: _Found, state: PolicyState) -> Iterator[bytes]:
-        policy = state.policy
+    def _added(self, found: _Found, state: PolicyState) -> Steps[bytes]:
+        policy, pace = state.policy, Pace()
         for key in found.entries:
+            if pace.is_step(_KEY):
+                yield None
             check_key((*found.below, key), policy)
         if found.using and any(one.number == _TEXT for one in state.reading.fields_of("Query", found.query)):
             check_path(found.using, (), policy)
+        return b"".join(self._defaults(found, policy))
+
+    def _defaults(self, found: _Found, policy: QueryPolicy) -> Iterator[bytes]:
+        """Fields in place of absent ones. Raises :class:`PolicyRefused` for too many ids, or too high a limit."""
         if policy.max_limit is not None:
             check_limit(found.ids, policy.max_limit, "ids")
             yield from self._limits(found, policy.max_limit)
@@ -243,13 +251,13 @@ def _selection(content: bytes, state: PolicyState) -> Steps[bytes]:
         return _all_but_hidden(policy) if chosen.integer() else content
     if chosen.number == _EXCLUDE:
         return delimited(_EXCLUDE, chosen.content() + _hidden_paths(policy))
-    included = []
+    included = bytearray()
     for path in state.reading.fields_of("PayloadIncludeSelector", chosen.content()):
         if state.reading.is_step():
             yield state.reading.memory
         if not policy.hidden.cover(key_path(path.content())):
-            included.append(path.raw)
-    return delimited(_INCLUDE, b"".join(included))
+            included += path.raw
+    return delimited(_INCLUDE, included)
 
 
 def _all_but_hidden(policy: QueryPolicy) -> bytes:

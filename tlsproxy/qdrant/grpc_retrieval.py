@@ -7,8 +7,8 @@ payloads where there is no selector of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import ClassVar, Final
 
 from tlsproxy.authz.access import Confinements
@@ -42,7 +42,7 @@ _ANSWER_MEMORY: Final = 3
 
 def point_id(content: bytes) -> PointId:
     """The id in a PointId. Raises :class:`ProtobufError`."""
-    found = list(fields(content))
+    found = list(islice(fields(content), 2))
     if [one.number for one in found] == [1]:
         return found[0].integer()
     if [one.number for one in found] != [2]:
@@ -55,21 +55,24 @@ def point_id(content: bytes) -> PointId:
 
 def scrolled(content: bytes, confinements: Confinements, reading: Reading) -> Steps[bytes]:
     """ScrollPoints in place of GetPoints. Raises :class:`ProtobufError`."""
-    ids: dict[PointId, bytes] = {}
+    ids: set[PointId] = set()
+    encoded = bytearray()
     seen: set[int] = set()
 
     def take(one: Field) -> bytes:
         seen.add(one.number)
-        if one.number == _IDS:
-            ids.setdefault(point_id(one.content()), delimited(1, one.content()))
-            return b""
-        return one.tagged(_ASKED[one.number])
+        if one.number != _IDS:
+            return one.tagged(_ASKED[one.number])
+        if (found := point_id(one.content())) not in ids:
+            ids.add(found)
+            encoded.extend(delimited(1, one.content()))
+        return b""
 
-    def added() -> Iterator[bytes]:
-        yield delimited(_FILTER, narrowed(b"", confinements, ids=b"".join(ids.values())))
-        yield integer(_LIMIT, max(1, len(ids)))  # a scroll of none is an error
-        if _WITH_PAYLOAD not in seen:
-            yield _NO_PAYLOAD
+    def added() -> Steps[bytes]:
+        yield from ()
+        filtered = delimited(_FILTER, narrowed(b"", confinements, ids=bytes(encoded)))
+        limited = integer(_LIMIT, max(1, len(ids)))  # a scroll of none is an error
+        return filtered + limited + (b"" if _WITH_PAYLOAD in seen else _NO_PAYLOAD)
 
     return (yield from reading.rewritten("GetPoints", content, take, added))
 

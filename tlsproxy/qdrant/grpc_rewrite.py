@@ -7,7 +7,7 @@ merged with ours by Qdrant's parser.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,17 +85,18 @@ class Reading:
         message: str,
         content: bytes,
         take: Callable[[Field], bytes | Steps[bytes]],
-        added: Callable[[], Iterable[bytes]],
+        added: Callable[[], Steps[bytes]],
     ) -> Steps[bytes]:
         """Rewrites one message: ``take`` returns a field's replacement, in steps for a nested message; ``added`` the
         fields that follow. Raises :class:`ProtobufError`, and the errors of both.
         """
-        parts: list[bytes] = []
+        rewritten = bytearray()  # a list of the parts would be freed in one step
         yield self.begin(content)
         for one in self.fields_of(message, content):
             if self.is_step():
                 yield self.memory
             instead = take(one)
-            parts.append(instead if isinstance(instead, bytes) else (yield from instead))
+            rewritten += instead if isinstance(instead, bytes) else (yield from instead)
+        rewritten += yield from added()
         self.end(content)
-        return b"".join([*parts, *added()])
+        return bytes(rewritten)

@@ -11,6 +11,7 @@ from tlsproxy.qdrant import scoring
 from tlsproxy.qdrant.grpc_conditions import RewriteState, Within
 from tlsproxy.qdrant.grpc_examples import Inputs, place_of
 from tlsproxy.qdrant.scoring import Scored
+from tlsproxy.qdrant.tenant_examples import place
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import VARINT, Field, ProtobufError, delimited, flag
 
@@ -114,11 +115,15 @@ class Search:
         elif one.number == self.using:
             found.using = one.content().decode(errors="replace")
 
-    def _added(self, found: _Found, state: RewriteState) -> Iterator[bytes]:
+    def _added(self, found: _Found, state: RewriteState) -> Steps[bytes]:
         if found.inputs.examples:
-            place = (state.collection, None) if found.lookup is None else place_of(found.lookup, state.reading)
+            here = place(state.collection, None)
+            asked = here if found.lookup is None else (yield from place_of(found.lookup, state.reading))
             for example in found.inputs.examples:
-                state.examples.add(*place, example)
+                state.examples.add(asked, example)
+        return b"".join(self._confining(found, state))
+
+    def _confining(self, found: _Found, state: RewriteState) -> Iterator[bytes]:
         if self.matrix:
             scoring.check_matrix(found.using, state.facts)
         if self.filter:

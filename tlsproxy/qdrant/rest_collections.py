@@ -12,7 +12,6 @@ bypass a search for keys, so only the documented types are accepted at these pla
 from __future__ import annotations
 
 from collections.abc import Collection
-from operator import itemgetter
 from typing import Any, Final
 
 from tlsproxy.authz.access import NO_NAMES, BodyNames
@@ -20,8 +19,8 @@ from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.cooperative import Pace, Steps
 
-MOST_NAMES: Final = 10_000
-"""Different names in one body: each is held against the caller's rights, in one step."""
+MOST_NAMES: Final = 1000
+"""Different names in one body, as in one gRPC message: all are held against the caller's rights in one step."""
 _ALIAS_ACTIONS: Final = {
     "create_alias": frozenset({"collection_name", "alias_name"}),
     "rename_alias": frozenset({"old_alias_name", "new_alias_name"}),
@@ -55,9 +54,11 @@ def body_names(operation: Operation, body: Any) -> Steps[BodyNames]:
     if operation.names_changed:
         return BodyNames(change=(yield from _changed(body, pace)))
     if operation.carries:
-        batch = expect_object(body, "the body").get("operations")
-        actions = yield from _actions(batch, "operations", _BATCHED, pace)
-        kinds = dict.fromkeys(map(itemgetter(0), actions))
+        kinds: dict[str, None] = {}
+        for one in _array(expect_object(body, "the body").get("operations"), "operations"):
+            if pace.is_step():
+                yield None
+            kinds[_action(one, "operations", _BATCHED)[0]] = None
         return BodyNames(operations=tuple(_BATCHED[kind] for kind in kinds))
     return BodyNames(read=(yield from _read(operation, body, pace))) if operation.names_others else NO_NAMES
 
@@ -66,9 +67,10 @@ def _changed(body: Any, pace: Pace) -> Steps[tuple[str, ...]]:
     names: dict[str, None] = {}
     if expect_object(body, "the body").keys() != {"actions"}:
         raise wrong_type("the body", "an object of actions")
-    for kind, action in (yield from _actions(body["actions"], "actions", _ALIAS_ACTIONS, pace)):
-        if pace.is_step(2):
+    for one in _array(body["actions"], "actions"):
+        if pace.is_step(3):
             yield None
+        kind, action = _action(one, "actions", _ALIAS_ACTIONS)
         if action.keys() != _ALIAS_ACTIONS[kind] or not all(name and isinstance(name, str) for name in action.values()):
             raise wrong_type(f"actions.{kind}", f"an object of {' and '.join(sorted(_ALIAS_ACTIONS[kind]))}")
         names.update(dict.fromkeys(action.values()))
@@ -81,19 +83,18 @@ def _check_count(names: dict[str, None]) -> None:
         raise BadRequest(f"Format error in JSON body: more than {MOST_NAMES} names of collections")
 
 
-def _actions(value: Any, where: str, known: Collection[str], pace: Pace) -> Steps[list[tuple[str, dict[str, Any]]]]:
-    """The members of an array of objects with one member each, its kind. Raises :class:`BadRequest`."""
+def _array(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise wrong_type(where, "an array")
-    actions = []
-    for one in value:
-        if pace.is_step():
-            yield None
-        members = list(expect_object(one, where).items())
-        if len(members) != 1 or members[0][0] not in known:
-            raise BadRequest(f"Format error in JSON body: each of {where} must have one member of {', '.join(known)}")
-        actions.append((members[0][0], expect_object(members[0][1], f"{where}.{members[0][0]}")))
-    return actions
+    return value
+
+
+def _action(value: Any, where: str, known: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """The only member of an object, by its kind. Raises :class:`BadRequest`."""
+    members = list(expect_object(value, where).items())
+    if len(members) != 1 or members[0][0] not in known:
+        raise BadRequest(f"Format error in JSON body: each of {where} must have one member of {', '.join(known)}")
+    return members[0][0], expect_object(members[0][1], f"{where}.{members[0][0]}")
 
 
 def _read(operation: Operation, body: Any, pace: Pace) -> Steps[tuple[str, ...]]:

@@ -22,8 +22,10 @@ STEP: Final = 200
 _POINT: Final = frozenset(("id", "version", "score", "payload", "vector", "shard_key", "order_value"))
 _WITHOUT_VECTOR: Final = _POINT - {"vector"}
 
-Form = Callable[[Any], Iterator[dict[str, Any]]]
-"""The points in a result of this form, one by one; other members of its objects are removed. Raises ValueError."""
+Form = Callable[[Any], Iterator[dict[str, Any] | None]]
+"""The points in a result of this form, one by one, and None for each list: a batch may have many without points. Other
+members of its objects are removed. Raises ValueError.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Stripping:
         for count, point in enumerate(self.form(result), start=1):
             if not count % STEP:
                 yield None
+            if point is None:
+                continue
             _keep(point, names)
             payload = point.get("payload")
             if payload is not None and not _object(payload).keys().isdisjoint(hidden.tree):
@@ -110,20 +114,21 @@ def _keep(value: dict[str, Any], names: AbstractSet[str]) -> None:
             del value[name]
 
 
-def _point(value: Any) -> Iterator[dict[str, Any]]:
+def _point(value: Any) -> Iterator[dict[str, Any] | None]:
     yield _object(value)
 
 
-def _scalar(value: Any) -> Iterator[dict[str, Any]]:
+def _scalar(value: Any) -> Iterator[dict[str, Any] | None]:
     if isinstance(value, dict | list):
         raise ValueError("not a value of Qdrant's")  # noqa: TRY004 - the answer is wrong as a whole
     yield from ()
 
 
 def _each(inner: Form) -> Form:
-    def form(value: Any) -> Iterator[dict[str, Any]]:
+    def form(value: Any) -> Iterator[dict[str, Any] | None]:
         if not isinstance(value, list):
             raise ValueError("not a list of Qdrant's")  # noqa: TRY004 - the answer is wrong as a whole
+        yield None
         for one in value:
             yield from inner(one)
 
@@ -131,7 +136,7 @@ def _each(inner: Form) -> Form:
 
 
 def _members(**inner: Form) -> Form:
-    def form(value: Any) -> Iterator[dict[str, Any]]:
+    def form(value: Any) -> Iterator[dict[str, Any] | None]:
         _keep(_object(value), inner.keys())
         for name in value:
             yield from inner[name](value[name])

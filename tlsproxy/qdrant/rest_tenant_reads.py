@@ -27,7 +27,7 @@ from tlsproxy.qdrant.rest_collections import (
     wrong_type,
 )
 from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
-from tlsproxy.qdrant.tenant_examples import Examples
+from tlsproxy.qdrant.tenant_examples import Examples, Place, place
 from tlsproxy.qdrant.tenant_filters import check_count, narrowed
 from tlsproxy.wire.cooperative import Pace, Steps
 
@@ -115,15 +115,16 @@ def _params(request: dict[str, Any], confinements: Confinements, *, exact: bool,
 class _Vectors:
     """The vectors of one request: their kind, and the points that they are taken from."""
 
-    __slots__ = ("_collection", "_examples", "_pace", "_shard_key")
+    __slots__ = ("_collection", "_examples", "_pace", "_place", "_shard_key")
 
     def __init__(self, examples: Examples, collection: str, lookup: Any, pace: Pace) -> None:
         """``lookup``: the request's `lookup_from`, another place of the points. Raises :class:`BadRequest`."""
-        place = {} if lookup is None else expect_object(lookup, "lookup_from")
+        located = {} if lookup is None else expect_object(lookup, "lookup_from")
         self._examples = examples
         self._pace = pace
-        self._collection = collection if lookup is None else _name(place.get("collection"), "lookup_from.collection")
-        self._shard_key = place.get("shard_key")
+        self._collection = collection if lookup is None else _name(located.get("collection"), "lookup_from.collection")
+        self._shard_key = located.get("shard_key")
+        self._place: Place | None = None
 
     def of_query(self, query: Any) -> Steps[Scored]:
         """The kind of a query. Raises :class:`Unconfined` for a form that is not known, :class:`BadRequest`."""
@@ -204,7 +205,8 @@ class _Vectors:
                 positional = sparse and (yield from are_numbers(value[0], pace, INTEGERS))
                 return Scored.INFERRED if positional else Scored.DENSE
         elif (example := point_id_of(value)) is not None:
-            self._examples.add(self._collection, self._shard_key, example)
+            self._place = self._place or place(self._collection, self._shard_key)
+            self._examples.add(self._place, example)
             return Scored.INFERRED
         raise Unconfined(tenant_texts.UNUSUAL)
 

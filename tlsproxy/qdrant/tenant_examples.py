@@ -39,17 +39,26 @@ class Question:
     body: bytes = field(repr=False)
 
 
+Place = tuple[str, bytes]
+"""A collection, and the shard key of a lookup as JSON."""
+
+
+def place(collection: str, shard_key: Any) -> Place:
+    """``shard_key``: in REST's form, which may be long, or None."""
+    return collection, orjson.dumps(shard_key)
+
+
 class Examples:
     """The examples of one request, as they are found in it."""
 
     __slots__ = ("_places",)
 
     def __init__(self) -> None:
-        self._places: dict[tuple[str, bytes], dict[PointId, None]] = {}
+        self._places: dict[Place, dict[PointId, None]] = {}
 
-    def add(self, collection: str, shard_key: Any, example: PointId) -> None:
-        """``shard_key``: of the lookup, in REST's form, or None. Raises :class:`BadRequest`."""
-        ids = self._places.setdefault((collection, orjson.dumps(shard_key)), {})
+    def add(self, place: Place, example: PointId) -> None:
+        """Raises :class:`BadRequest`."""
+        ids = self._places.setdefault(place, {})
         ids[example] = None
         if len(ids) > MOST_EXAMPLES or len(self._places) > MOST_PLACES:
             raise BadRequest(_TOO_MANY.format(MOST_EXAMPLES, MOST_PLACES))

@@ -23,6 +23,7 @@ MAX_DEPTH: Final = 100
 _TAG_BYTES: Final = 5
 _VARINT_BYTES: Final = 10
 _SEVEN_BITS: Final = 0x7F
+_LAST_OF_ONE_BYTE: Final = 15
 _HIGHEST: Final = 1 << 64
 _HIGHEST_TAG: Final = 1 << 32
 _NO_END: Final = 1 << 65
@@ -51,12 +52,16 @@ class Shape:
     skipped: frozenset[int] = frozenset()
     repeated: frozenset[int] = frozenset()
     known: frozenset[int] = field(init=False)
+    lists: frozenset[int] = field(init=False)
+    """First bytes of the items of skipped lists, where one byte is the tag of such a field."""
 
     def __post_init__(self) -> None:
         looked_at = self.names.keys() | self.nested.keys()
         if looked_at & self.skipped or self.present.keys() & (self.skipped | looked_at):
             raise ValueError("a field that is looked at is not skipped")
         object.__setattr__(self, "known", self.skipped | looked_at | self.present.keys())
+        lists = (number << 3 | LEN for number in self.skipped & self.repeated if number <= _LAST_OF_ONE_BYTE)
+        object.__setattr__(self, "lists", frozenset(lists))
 
     def check(self, number: int, seen: int, where: str) -> None:
         """``seen`` has a bit for the number of each earlier field of the message. Raises :class:`ProtobufError`."""
@@ -158,7 +163,7 @@ def varint(value: int) -> bytes:
     return bytes(written)
 
 
-def delimited(number: int, value: bytes) -> bytes:
+def delimited(number: int, value: bytes | bytearray) -> bytes:
     """A string, bytes or message field."""
     return varint(number << 3 | LEN) + varint(len(value)) + value
 
@@ -327,7 +332,8 @@ class Scanner:
             raise ProtobufError(f"field {number} of {frame.where} is longer than the message")
         shape = frame.shape
         if shape is not None:
-            shape.check(number, frame.seen, frame.where)
+            if number not in shape.known or (frame.seen >> number & 1 and number not in shape.repeated):
+                shape.check(number, frame.seen, frame.where)
             if number in shape.present:
                 self._report(shape.present[number], b"")
             elif number not in shape.skipped:
@@ -338,7 +344,26 @@ class Scanner:
             return start
         here = min(size, len(data) - content)
         self._skip = size - here
-        return start + here
+        stop = content + here
+        if shape is not None and stop < len(data) and data[stop] in shape.lists:
+            stop += self._run(frame, shape, data, stop, self._at + start + here)
+        return stop - position
+
+    def _run(self, frame: _Frame, shape: Shape, data: bytes, position: int, at: int) -> int:
+        """The number of bytes of short items of skipped lists from ``position`` on, which is the offset ``at``: a frame
+        may have thousands.
+        """
+        begin, items, lists = position, 0, shape.lists
+        longest = min(_LEAST[len(self._frames)] - 1, _SEVEN_BITS)
+        last = min(len(data), position + frame.end - at) - 2
+        while position <= last and data[position] in lists:
+            length = data[position + 1]
+            if length > longest or position + length > last:
+                break
+            position += 2 + length
+            items += 1
+        self._fields -= items
+        return position - begin
 
     def _enter(self, where: str, shape: Shape | None, size: int) -> None:
         """Opens a message that ends after ``size`` bytes."""
@@ -375,7 +400,7 @@ class Scanner:
         if frame.shape is None:
             return
         for number, name in frame.shape.names.items():
-            if not frame.seen >> number & 1:
+            if not frame.seen >> number & 1 and (name, "") not in self.found:
                 self._report(name, b"")
 
     def _report(self, name: str, value: bytes) -> None:
