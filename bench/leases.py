@@ -87,13 +87,13 @@ class Store:
 class Gateway:
     """One gateway with one limited account."""
 
-    def __init__(self, clock: Callable[[], int], gateways: int, rank: int, rate: Rate) -> None:
+    def __init__(self, clock: Callable[[], int], gateways: int, rank: int, rate: Rate, chance: random.Random) -> None:
         self.leases = Leases(
             memoryview(bytearray(size(ROWS))), memoryview(array("q", [0] * ROWS)), nullcontext(), clock
         )
         self.leases.adopt(gateways, rank)
         self.leases.valid(SECOND)
-        self.rounds = Rounds()
+        self.rounds = Rounds(chance)
         self._clock, self._rate = clock, rate
         self._charge = Charge(1, "", rate, 0, b"account---------")
 
@@ -110,7 +110,7 @@ def simulated(scenario: Scenario, *, round_trip: float = 0.002, seed: int = 1) -
     chance, clock = random.Random(seed), _Time()  # noqa: S311 - a simulation
     rate = Rate.of(scenario.per_second, scenario.burst)
     store = Store(clock)
-    gateways = [Gateway(clock, scenario.gateways, rank, rate) for rank in range(scenario.gateways)]
+    gateways = [Gateway(clock, scenario.gateways, rank, rate, chance) for rank in range(scenario.gateways)]
     alone, admitted_at = 0, list[float]()
     arrival, asked, trips, draws = 0, 0, 0, 0
     half = round(round_trip * SECOND / 2)

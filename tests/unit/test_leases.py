@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from array import array
 from contextlib import nullcontext
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.manual_clock import Clock
 
-from bench.leases import Store, scenarios, simulated
+from bench.leases import Gateway, Store, scenarios, simulated
 from tlsproxy.proxy.limits.draws import Draw, Granted, allowance, granted
 from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Rate
 from tlsproxy.proxy.limits.leases import HOLD, Leases, size
 from tlsproxy.proxy.limits.table import BUCKETS, LimitTable, create
+from tlsproxy.service.shared.rounds import LOOK
 
 TEN = Rate.of(10, 20)
 MS = SECOND // 1000
@@ -55,7 +57,7 @@ def drawn(leases: Leases, store: Store, *, urgent: bool = False) -> int:
 # Together
 
 
-@pytest.mark.parametrize(("gateways", "per_second"), [(2, 50), (5, 100)])
+@pytest.mark.parametrize(("gateways", "per_second"), [(2, 50), (5, 60)])
 def test_gateways_admit_what_one_would_within_a_tenth(gateways: int, per_second: float) -> None:
     for scenario in scenarios(gateways, per_second, seconds=12):
         found = simulated(scenario)
@@ -109,13 +111,18 @@ def test_the_store_never_grants_more_than_the_rate_has(steps: list[tuple[int, in
         assert found.ahead <= max(room, room + interval * 5 * len(steps))
 
 
-@given(ahead=st.floats(-1e6, 5e6), balance=st.integers(0, 30), wish=st.integers(0, 30))
+@given(ahead=st.floats(-1e6, 4e6), balance=st.integers(0, 30), wish=st.integers(0, 30))
 def test_tokens_that_are_given_back_are_there_again(ahead: float, balance: int, wish: int) -> None:
     interval, room = 100_000.0, 2_000_000.0
     kept = granted(ahead, Draw(b"", interval, room, balance, 0, 0.0))
     assert kept.ahead >= max(0.0, ahead - balance * interval)
     again = granted(kept.ahead, Draw(b"", interval, room, 0, wish, 0.0))
     assert again.tokens >= min(wish, int((room - max(0.0, ahead) - 1) // interval))
+
+
+def test_a_clock_that_was_set_back_owes_no_more_than_can_have_been_spent() -> None:
+    hour = 3.6e9
+    assert granted(hour, Draw(b"", 10.0, 100.0, 0, 50, 0.0, 4)).ahead == 240
 
 
 def test_a_store_that_forgot_the_account_hears_its_debt() -> None:
@@ -174,12 +181,12 @@ def test_the_wait_that_a_client_is_told_is_that_of_all(clock: Clock) -> None:
     table, leases = leased(clock)
     store = Store(clock)
     one = charge(table)
-    store.draw([Draw(one.account, TEN.interval / 1000, TEN.room / 1000, -70, 0, 0.0)])
+    store.draw([Draw(one.account, TEN.interval / 1000, TEN.room / 1000, -35, 0, 0.0)])
     assert admitted(table, 5) == 5
     drawn(leases, store)
     outcome = table.take((one,))
     assert isinstance(outcome, Excess)
-    assert round(outcome.wait / SECOND, 1) == 5.6
+    assert round(outcome.wait / SECOND, 1) == 2.1
 
 
 def test_without_draws_each_gateway_keeps_its_part_of_rate_and_burst(clock: Clock) -> None:
@@ -201,6 +208,77 @@ def test_leases_end_when_no_draw_succeeds_any_more(clock: Clock) -> None:
     leases.valid(SECOND)
     leases.invalid()
     assert admitted(table, 1) == 0
+
+
+def test_tokens_spent_ahead_of_a_draw_count_when_the_store_goes(clock: Clock) -> None:
+    table, leases = leased(clock, gateways=2)
+    assert admitted(table, 5) == 5
+    leases.invalid()
+    assert admitted(table, 30) == 5, "half of 20"
+
+
+def test_tokens_that_were_spent_alone_are_paid_when_the_store_is_back(clock: Clock) -> None:
+    tables = [leased(clock, gateways=2, rank=rank, valid=False) for rank in range(2)]
+    store = Store(clock)
+    assert [admitted(table, 30) for table, _ in tables] == [10, 10]
+    for _, leases in tables:
+        leases.valid(ALL - clock.now)
+        assert drawn(leases, store, urgent=True) == 1
+    (left,) = store.draw([Draw(charge(tables[0][0]).account, TEN.interval / 1000, TEN.room / 1000, 0, 100, 0.0)])
+    assert left.tokens == 0
+    assert [admitted(table, 30) for table, _ in tables] == [2, 0], "the first has not heard of the second yet"
+
+
+def test_tokens_that_time_has_made_up_for_are_not_paid_again(clock: Clock) -> None:
+    table, leases = leased(clock, gateways=2, valid=False)
+    for _ in range(10):
+        assert admitted(table, 30) == (5 if _ else 10)
+        clock.now += SECOND
+    leases.valid(ALL - clock.now)
+    (due,) = leases.due(10, urgent=True)
+    assert due.draw.balance == -5, "ten were spent at most, and five have come since"
+
+
+def looked(gateways: list[Gateway], store: Store, *, there: bool = True) -> None:
+    """What each does every :data:`LOOK`."""
+    for one in gateways:
+        if not there:
+            one.leases.invalid()
+            continue
+        one.leases.valid(SECOND)
+        due = one.leases.due(10, urgent=not one.rounds.whole())
+        one.leases.settle(due, store.draw([each.draw for each in due]))
+
+
+def pair(clock: Clock, rate: Rate) -> list[Gateway]:
+    return [Gateway(clock, 2, rank, rate, Random(rank)) for rank in range(2)]  # noqa: S311 - a simulation
+
+
+@pytest.mark.parametrize("away", [0.3, 0.9, 3.0])
+def test_a_store_that_comes_and_goes_gives_nobody_more(clock: Clock, away: float) -> None:
+    """Twice the limit is asked for, while both gateways lose the store for some time after each second."""
+    gateways, store, admitted = pair(clock, Rate.of(40, 40)), Store(clock), 0
+    for step in range(2400):
+        clock.now += round(LOOK * SECOND)
+        looked(gateways, store, there=(step * LOOK) % (1 + away) < 1)
+        admitted += gateways[step % 2].admits()
+    assert 0.9 <= admitted / (40 + 30 * 40) <= 1.1
+
+
+@pytest.mark.parametrize(("pauses", "burst"), [((8, 8), 1), ((8, 250), 1), ((24, 90), 5)])
+def test_a_limit_of_less_than_a_token_in_a_slice_holds_and_starves_nobody(
+    clock: Clock, pauses: tuple[int, int], burst: int
+) -> None:
+    """Half a request a second, asked for at both gateways after so many looks."""
+    gateways, store, counts = pair(clock, Rate.of(0.5, burst)), Store(clock), [0, 0]
+    for step in range(6400):
+        clock.now += round(LOOK * SECOND)
+        looked(gateways, store)
+        for number, pause in enumerate(pauses):
+            if step % pause == 0:
+                counts[number] += gateways[number].admits()
+    assert 0.9 <= sum(counts) / (burst + 40) <= 1.1, counts
+    assert min(counts) >= 8, counts
 
 
 def test_a_draw_without_an_answer_may_have_given_back_what_was_left(clock: Clock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shared_gateways import CertifiedStore, certified_store, run
@@ -23,9 +25,11 @@ from tlsproxy.proxy.limits.addresses import TURN
 from tlsproxy.proxy.limits.draws import Draw, Granted, granted
 from tlsproxy.proxy.limits.gcra import Penalty
 from tlsproxy.proxy.limits.leases import Failures
-from tlsproxy.service.shared.coordinator import draw_values, failure_values
+from tlsproxy.service.shared.coordinator import FORGOTTEN, draw_values, failure_values, largest
 from tlsproxy.service.shared.store import Script, Store, StoreAccess, StoreError
 
+SCRIPTS = ("draw", "fail", "lock", "meet")
+DOCS = Path(__file__).parents[2] / "docs" / "shared-limits.md"
 TIMED = "redis.call('TIME')"
 BEGIN = 1_700_000_000_000_000
 """Microseconds: the store's clock in these tests."""
@@ -52,7 +56,7 @@ DRAWS = st.builds(
     st.integers(-50, 50),
     st.integers(0, 1000),
     st.floats(0, 2e6, allow_nan=False),
-    st.sampled_from([0.0, 0.25]),
+    st.sampled_from([1, 2, 8]),
 )
 
 
@@ -104,10 +108,10 @@ def test_the_script_counts_failed_authentications_as_its_twin_does(
                 if until[identified] <= now * 1000 and later:
                     until[identified] = later
             values = failure_values([Failures(name, count, identified)], penalty)
-            told = client.eval(at("fail", now), 2, "failures", "failed", *values)
-            assert told[0] == name
-            assert told[1] * 1000 == pytest.approx(max(0, owed[identified] - now * 1000), abs=20_000)
-            assert told[2] * 1000 == pytest.approx(max(0, until[identified] - now * 1000), abs=20_000)
+            found = client.eval(at("fail", now), 2, "failures", "failed", *values)
+            assert found[0] == name
+            assert found[1] * 1000 == pytest.approx(max(0, owed[identified] - now * 1000), abs=20_000)
+            assert found[2] * 1000 == pytest.approx(max(0, until[identified] - now * 1000), abs=20_000)
 
 
 @needs_store
@@ -116,10 +120,94 @@ def test_the_oldest_of_too_many_failing_accounts_are_forgotten(server: RedisServ
         client.flushall()
         for number in range(5):
             client.eval(
-                at("fail", BEGIN + number), 2, "failures", "failed", 6e6, 6e7, 6e7, 3, f"account {number}", 1, 0
+                at("fail", BEGIN + number), 2, "failures", "failed", 6e6, 6e7, 6e7, 3, 1000, f"account {number}", 1, 0
             )
         assert client.zrange("failed", 0, -1) == [b"account 2", b"account 3", b"account 4"]
         assert sorted(client.hkeys("failures")) == [b"account 2", b"account 3", b"account 4"]
+
+
+PENALTY = Penalty.of(6, 60.0)
+MEET = ("gateways", "failures", "failed", "locks", "locked", "ends")
+
+
+def met(client: Any, now: int, name: str = "a", *, heard: Any = "0", read: Any = "0", presence: float = 3.0) -> Any:
+    return client.eval(at("meet", now), 6, *MEET, name, presence, heard, read, 100, FORGOTTEN, 0, *largest(PENALTY))
+
+
+def told(client: Any, now: int, *names: str) -> None:
+    values = failure_values([Failures(name.encode(), 9, identified=False) for name in names], PENALTY)
+    client.eval(at("fail", now), 2, "failures", "failed", *values)
+
+
+def locked(client: Any, now: int, name: str) -> None:
+    client.eval(at("lock", now), 3, "locks", "locked", "ends", 10, name, "L", "text", -1)
+
+
+HOUR = 3_600_000_000
+
+
+@needs_store
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_a_clock_that_jumps_loses_no_lock_no_gateway_and_no_failure(server: RedisServer, jump: int) -> None:
+    with server.client() as client:
+        client.flushall()
+        told(client, BEGIN, "before")
+        locked(client, BEGIN, "before")
+        met(client, BEGIN, "dead")
+        _, _, heard, _, read, *_ = met(client, BEGIN)
+        now = BEGIN + jump
+        told(client, now, "after")
+        locked(client, now, "after")
+        gateways, accounts, _, locks, _, _, joined = met(client, now, heard=heard, read=read)
+        assert (gateways, joined) == ([b"a"], 1), "the dead one counts no more"
+        assert b"after" in accounts
+        assert b"after" in locks
+        _, accounts, *_ = met(client, now)
+        assert all(delay <= (60 + 2) * 1e6 for delay in accounts[2::3])
+        delays = dict(zip(accounts[::3], accounts[2::3], strict=True))
+        assert delays[b"after"] > 0
+        _, accounts, *_ = met(client, now + 62_000_001)
+        assert not any(accounts[2::3]), "and nobody is delayed for an hour"
+
+
+@needs_store
+def test_more_failures_at_once_than_one_answer_holds_are_all_read(server: RedisServer) -> None:
+    names = [f"account {number}" for number in range(250)]
+    with server.client() as client:
+        client.flushall()
+        told(client, BEGIN, *names)
+        heard, found = "0", set()
+        for _ in range(4):
+            _, accounts, heard, *_ = met(client, BEGIN, heard=heard)
+            found |= {name.decode() for name in accounts[::3]}
+        assert found == {*names}
+
+
+@needs_store
+def test_all_keys_but_those_of_locks_expire(server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushall()
+        client.eval(Script.named("draw").text, 1, "r", *draw_values(Draw(b"", 1e5, 2e6, 0, 9, 0.0)))
+        told(client, BEGIN, "a")
+        locked(client, BEGIN, "a")
+        met(client, BEGIN)
+        lasting = {key for key in client.scan_iter() if client.pttl(key) < 0}
+        assert lasting == {b"locks", b"locked"}
+
+
+@needs_store
+def test_the_documented_rights_are_enough_and_needed(server: RedisServer) -> None:
+    (line,) = re.findall("^ACL SETUSER .*", DOCS.read_text(), re.MULTILINE)
+    words = line.replace(">PASSWORD", ">S3CRET").split()
+    with server.client() as client, server.client(username="tlsproxy", password="S3CRET") as user:
+        client.flushall()
+        client.execute_command(*words)
+        user.eval(Script.named("draw").text, 1, "tlsproxy:r:1", *draw_values(Draw(b"", 1e5, 2e6, 0, 9, 0.0)))
+        with pytest.raises(redis.exceptions.ResponseError, match="no permissions"):
+            user.eval(Script.named("draw").text, 1, "other:r:1", *draw_values(Draw(b"", 1e5, 2e6, 0, 9, 0.0)))
+        used = {command for name in SCRIPTS for command in re.findall(r"redis\.call\('(\w+)'", Script.named(name).text)}
+        granted_ones = {word[1:] for word in words if word.startswith("+")}
+        assert granted_ones == {command.lower() for command in used} | {"eval", "evalsha", "select"}
 
 
 # Bad answers

@@ -153,7 +153,7 @@ SHARED_ROUND_TRIPS: Final = _counter(
     "shared_round_trips",
     "round trips",
     "Questions to the store; outcome: ok, or the reason of a failure (timeout, unreachable, loading, credentials, tls,"
-    " files, read_only, full, cluster, error).",
+    " files, read_only, full, cluster, busy, error).",
     "outcome",
 )
 BUNDLE_VERSION: Final = _gauge(

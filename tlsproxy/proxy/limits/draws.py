@@ -17,8 +17,7 @@ from math import ceil, floor
 class Draw:
     """``account`` is its name in the store. ``interval`` and ``room`` are those of the rate. ``balance`` are tokens
     that are left of earlier draws, negative for those spent beyond; ``wish`` the tokens for the next slice. ``owed`` is
-    the account's debt as this gateway knows it, for a store that has lost it. ``reserve``: this part of what
-    is left is not drawn, since others may have spent it already.
+    the account's debt as this gateway knows it, for a store that has lost it. ``gateways`` is their number.
     """
 
     account: bytes
@@ -27,7 +26,7 @@ class Draw:
     balance: int
     wish: int
     owed: float
-    reserve: float = 0.0
+    gateways: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,14 @@ class Granted:
 
 
 def granted(ahead: float | None, draw: Draw) -> Granted:
-    """``ahead`` is the debt in the store, None where it has no such account."""
-    debt = max(0.0, max(0.0, draw.owed if ahead is None else ahead) - draw.balance * draw.interval)
+    """``ahead`` is the debt in the store, None where it has no such account. More than a full burst and one request of
+    each gateway, and once more a burst, is due to a clock that was set back.
+    """
+    most = 2 * draw.room + draw.gateways * draw.interval
+    known = max(0.0, min(most, draw.owed if ahead is None else ahead))
+    debt = max(0.0, known - draw.balance * draw.interval)
     left = max(0, floor((draw.room - debt) / draw.interval))
-    tokens = min(draw.wish, left - floor(left * draw.reserve))
+    tokens = min(draw.wish, left - floor(left * reserve(draw.gateways)))
     return Granted(tokens, ceil(debt + tokens * draw.interval))
 
 
@@ -52,7 +55,7 @@ def wish(demand: int) -> int:
 
 
 def reserve(gateways: int) -> float:
-    """The part of what is left that all of them together may spend ahead of their draws."""
+    """The part of what is left that all of them together may spend ahead of their draws, and that none draws."""
     return 0.0 if gateways == 1 else min(0.5, 2 / gateways)
 
 

@@ -83,10 +83,14 @@ class Penalty:
         interval = 60 * SECOND // per_minute
         return cls(Rate(interval, interval * per_minute), round(longest * SECOND))
 
+    @property
+    def most(self) -> int:
+        """The largest debt: one more failure than has the longest delay."""
+        return self.rate.room + self.rate.interval * ((self.longest // SECOND).bit_length() + 1)
+
     def after(self, owed: int, now: int) -> int:
         """Arrival time with one more failure counted, capped where the longest delay is reached."""
-        most = self.rate.room + self.rate.interval * (self.longest // SECOND).bit_length()
-        return min(self.rate.after(owed, now), now + most + self.rate.interval)
+        return min(self.rate.after(owed, now), now + self.most)
 
     def until(self, owed: int, now: int, heard: int) -> int:
         """End of the time in which no further delay begins; 0: this failure has no delay."""

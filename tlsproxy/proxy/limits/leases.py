@@ -5,6 +5,8 @@ the background. A row comes into use with the account's first request, which no 
 draws, this gateway's part of what is left may be spent ahead. A row without requests gives all back and rests.
 
 While no draw succeeds, each rate is counted here alone, divided by the number of gateways: neither open nor closed.
+What was spent so, and time has not made up for, is paid with the next draw. So a store that comes and goes gives
+nobody more.
 
 The columns lie behind the rows of the table (:mod:`tlsproxy.proxy.limits.table`), in the same memory, and are changed
 under its lock.
@@ -17,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.proxy.limits.draws import Draw, Granted, allowance, reserve, wish
+from tlsproxy.proxy.limits.draws import Draw, Granted, allowance, wish
 from tlsproxy.proxy.limits.gcra import SECOND, Charge, Rate
 
 HOLD: Final = 2 * SECOND
@@ -31,9 +33,10 @@ _VALID_UNTIL, _GATEWAYS, _RANK, _CURSOR = range(4)
 _HEAD: Final = 64
 _MICROSECOND: Final = 1000
 
-_RESTING, _SHORT, _AMPLE, _URGENT, _FAILED, _FAILED_IDENTITY = range(6)
+_RESTING, _SHORT, _AMPLE, _URGENT, _ALONE, _FAILED, _FAILED_IDENTITY = range(7)
 """States of a row. Short: less was granted than wished, so more comes with time. Ample: more may be had; urgent: at
-once. Failed: the row counts failed authentications that the others are to be told."""
+once. Alone: counted without draws, so that its debt is in the time of this gateway's part. Failed: the row counts
+failed authentications that the others are to be told."""
 
 
 def size(rows: int) -> int:
@@ -101,12 +104,14 @@ class Leases:
         """Nanoseconds until one more request conforms; 0: it does now. Needs the lock."""
         if self._keys[row] != charge.key:
             self._begin(row, charge.key, charge.account)
+        state = self._states[row]
         if now >= self._head[_VALID_UNTIL] or row == self._overflow:
+            if state != _ALONE:
+                self._leave(row, rate, now)
             alone = self._alone(rate)
             owed = self._owed[row] = alone.capped(self._owed[row], now)
             return alone.wait(owed, now)
-        state = self._states[row]
-        if state == _RESTING:
+        if state in (_RESTING, _ALONE):
             self._wake(row, rate, now)
         if self._tokens[row] > 0:
             return 0
@@ -119,6 +124,7 @@ class Leases:
         """Counts a request that conforms. Needs the lock."""
         if now >= self._head[_VALID_UNTIL] or row == self._overflow:
             self._owed[row] = self._alone(rate).after(self._owed[row], now)
+            self._unpaid[row] += 1
         else:
             tokens = self._tokens[row] = self._tokens[row] - 1
             self._demand[row] += 1
@@ -152,8 +158,25 @@ class Leases:
         part = allowance(ahead, rate.interval, rate.room, self._head[_GATEWAYS])
         if not part and ahead + rate.interval <= rate.room:
             part = 1
-        self._tokens[row] = self._unpaid[row] = part
+        if self._states[row] == _ALONE:
+            self._rejoin(row, now)
+        self._tokens[row] = part
+        self._unpaid[row] += part
         self._states[row] = _URGENT
+
+    def _leave(self, row: int, rate: Rate, now: int) -> None:
+        """Count alone from now on. Tokens that were drawn are left; those spent ahead of a draw are owed."""
+        self._intervals[row], self._rooms[row] = rate.interval, rate.room
+        spent = self._unpaid[row] = max(0, self._unpaid[row] - self._tokens[row])
+        self._owed[row] = max(now, self._owed[row]) + spent * self._alone(rate).interval
+        self._tokens[row] = 0
+        self._states[row] = _ALONE
+
+    def _rejoin(self, row: int, now: int) -> None:
+        """Leave as unpaid what time has not made up for, and of the debt what is that of all."""
+        interval = self._intervals[row] * self._head[_GATEWAYS]
+        unpaid = self._unpaid[row] = min(self._unpaid[row], -(-max(0, self._owed[row] - now) // interval))
+        self._owed[row] -= unpaid * interval
 
     def _alone(self, rate: Rate) -> Rate:
         interval = rate.interval * self._head[_GATEWAYS]
@@ -216,8 +239,8 @@ class Leases:
     def _in_use(self, most: int, *, urgent: bool) -> list[int]:
         states = bytes(self._states)
         if urgent:
-            return _first(states, (_URGENT,), most)
-        rows = sorted(_first(states, (_SHORT, _AMPLE, _URGENT), self._rows))
+            return _first(states, (_URGENT, _ALONE), most)[:most]
+        rows = sorted(_first(states, (_SHORT, _AMPLE, _URGENT, _ALONE), self._rows))
         if len(rows) <= most:
             return rows
         cursor = self._head[_CURSOR]
@@ -227,6 +250,8 @@ class Leases:
         return turn
 
     def _read(self, row: int, now: int) -> Due:
+        if self._states[row] == _ALONE:
+            self._rejoin(row, now)
         tokens, demand = self._tokens[row], self._demand[row]
         self._demand[row] = 0
         self._states[row] = _SHORT
@@ -237,13 +262,16 @@ class Leases:
             tokens - self._unpaid[row],
             wish(demand),
             max(0, min(self._owed[row] - now, self._rooms[row])) / _MICROSECOND,
-            reserve(self._head[_GATEWAYS]),
+            self._head[_GATEWAYS],
         )
         return Due(row, self._keys[row], tokens, draw)
 
     def _settle(self, due: Due, granted: Granted, now: int) -> None:
         row, draw = due.row, due.draw
         if self._keys[row] != due.key:
+            return
+        if self._states[row] == _ALONE:  # since: what was granted is left, what was paid is paid
+            self._unpaid[row] = max(0, self._unpaid[row] + min(0, draw.balance))
             return
         self._owed[row] = now + round(granted.ahead * _MICROSECOND)
         self._arrivals[row] = max(self._arrivals[row], self._owed[row])

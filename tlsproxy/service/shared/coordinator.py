@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 from tlsproxy.admin.readiness import OK, Part, degraded
 from tlsproxy.config.locks import LockFile
 from tlsproxy.config.shared import store_address
-from tlsproxy.proxy.limits.addresses import Addresses, Failing, turn_of
+from tlsproxy.proxy.limits.addresses import TURN, Addresses, Failing, turn_of
 from tlsproxy.proxy.limits.draws import Draw, Granted
 from tlsproxy.proxy.limits.gcra import SECOND, Penalty
 from tlsproxy.proxy.limits.leases import Due, Failures
@@ -87,10 +87,11 @@ class Coordinator:
         }
         self._validity = round((2 * MEETING + config.timeout) * SECOND)
         self._gateways: Sequence[str] = ()
+        self._least, self._least_until = 0, float("-inf")
         self._number, self._locks_stored, self._locks_refused = config.gateways, 0, 0
         self._trouble, self._asked = "it has not been asked yet", False
         self._since = time.time()
-        self._rounds = Rounds()
+        self._rounds = Rounds(random.Random())  # noqa: S311 - no secret
         self._heard: bytes | str = "0"
         self._read: bytes | str = "0"
         self._whole_at = self._meeting_at = float("-inf")
@@ -177,7 +178,7 @@ class Coordinator:
         if self._trouble or now >= self._meeting_at:
             await self._met(presence=PRESENCE)
             self._meeting_at = now + MEETING
-            self._find()
+            self._metrics.sharing(up=not self._trouble, gateways=self._number)
         if self._exchange.unsaid:
             await self._say()
         whole = self._rounds.whole()
@@ -186,6 +187,8 @@ class Coordinator:
         due = self._leases.due(MOST_DRAWS, urgent=not whole)
         if due:
             await self._draw_for(due)
+        if self._trouble:  # over once all that there is to be said was taken
+            self._find()
 
     async def _renew(self, now: float) -> None:
         """Connect anew if a reload has changed what we are let in by, or the CAs of the store."""
@@ -232,9 +235,8 @@ class Coordinator:
             self._changed()
 
     def _find(self) -> None:
-        if self._trouble:
-            self._trouble, self._since = "", time.time()
-            self._changed()
+        self._trouble, self._since = "", time.time()
+        self._changed()
         self._metrics.sharing(up=True, gateways=self._number)
 
     # Draws
@@ -263,17 +265,32 @@ class Coordinator:
         keys = [self._keys[name] for name in ("gateways", "failures", "failed", "locks", "locked", "ends")]
         values: list[bytes | str | float] = [self._name, presence, self._heard, self._read, MOST, FORGOTTEN]
         values.append(0 if begin else len(self._gateways))
-        gateways, accounts, heard, locks, read, stored = await self._run(self._meet, keys, values)
-        names = [name.decode() for name in gateways]
-        if self._name in names:
-            self._gateways, self._number = names, len(names)
-            self._leases.adopt(len(names), sorted(names).index(self._name))
+        penalty = self._penalty()
+        values += [*largest(penalty)] if penalty is not None else ["inf", "inf"]
+        gateways, accounts, heard, locks, read, stored, joined = await self._run(self._meet, keys, values)
+        self._count_gateways([name.decode() for name in gateways], now, joined=bool(joined))
         self._heard, self._read, self._locks_stored = heard, read, stored
         self._learn_failures(accounts)
         end = len(locks) < 2 * MOST
         texts = ((name.decode(), text.decode()) for name, text in zip(locks[::2], locks[1::2], strict=True))
         self._exchange.hear(texts, begin=begin, end=end and self._reading)
         self._reading = self._reading and not end
+
+    def _count_gateways(self, names: Sequence[str], now: float, *, joined: bool) -> None:
+        """A store that does not know this gateway may have forgotten the others too: for as long as it takes them to
+        be present again, they are no fewer than before.
+        """
+        if joined and self._gateways:
+            self._least, self._least_until = self._number, now + PRESENCE
+            self._whole_at = min(self._whole_at, now + MEETING)
+        if self._name in names:
+            self._gateways = sorted(names)
+        number = len(self._gateways)
+        if now < self._least_until:
+            number = max(number, self._least)
+        self._number = number
+        known = number == len(self._gateways)
+        self._leases.adopt(number, self._gateways.index(self._name) if known else number - 1)
 
     async def _say(self) -> None:
         said = list(self._exchange.unsaid.values())[:MOST_SAID]
@@ -289,8 +306,7 @@ class Coordinator:
 
     async def _tell_failures(self) -> None:
         self._untold = [*self._untold, *self._leases.failures(MOST_DRAWS)][-MOST_DRAWS:]
-        self._addresses.adopt(self._seen.config.limits)
-        penalty = self._addresses.penalty
+        penalty = self._penalty()
         if not self._untold or penalty is None:
             return
         keys = [self._keys["failures"], self._keys["failed"]]
@@ -298,13 +314,22 @@ class Coordinator:
         self._untold = []
         self._learn_failures(answer)
 
+    def _penalty(self) -> Penalty | None:
+        self._addresses.adopt(self._seen.config.limits)
+        return self._addresses.penalty
+
     def _learn_failures(self, answer: Sequence[Any]) -> None:
         for account, owed, delay in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
             self._addresses.learn(Failing(account, owed * _MICROSECOND, delay * _MICROSECOND))
 
 
 def draw_values(draw: Draw) -> tuple[float, ...]:
-    return draw.interval, draw.room, draw.balance, draw.wish, draw.owed, draw.reserve
+    return draw.interval, draw.room, draw.balance, draw.wish, draw.owed, draw.gateways
+
+
+def largest(penalty: Penalty) -> tuple[float, float]:
+    """Debt and delay of an account, in microseconds."""
+    return penalty.most / _MICROSECOND, (penalty.longest + TURN) / _MICROSECOND
 
 
 def failure_values(failures: Sequence[Failures], penalty: Penalty) -> list[bytes | float]:
@@ -314,6 +339,7 @@ def failure_values(failures: Sequence[Failures], penalty: Penalty) -> list[bytes
         rate.room / _MICROSECOND,
         penalty.longest / _MICROSECOND,
         MOST_FAILING,
+        FORGOTTEN * 1000,
     ]
     for one in failures:
         values += [one.account, one.count, turn_of(identified=one.identified) / _MICROSECOND]

@@ -4,6 +4,8 @@
 -- Returns the number of those that found no room.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
+local moment = math.max(now, last and last + 1 or 0) -- grows even if the clock is set back
 local refused = 0
 for at = 2, #ARGV, 4 do
   local id, state, seconds = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 3])
@@ -12,7 +14,8 @@ for at = 2, #ARGV, 4 do
     refused = refused + 1
   elseif not stored or (state == 'U' and string.sub(stored, 1, 1) == 'L') then
     redis.call('HSET', KEYS[1], id, state .. ARGV[at + 2])
-    redis.call('ZADD', KEYS[2], string.format('%.0f', now), id)
+    redis.call('ZADD', KEYS[2], string.format('%.0f', moment), id)
+    moment = moment + 1
     if seconds < 0 then
       redis.call('ZREM', KEYS[3], id)
     else

@@ -2,15 +2,20 @@
 -- KEYS: gateways by the end of their presence; hash of failing accounts and their order by time; hash of locks, their
 -- order by time, and their order by end.
 -- ARGV: this gateway; seconds for which it is present; moments since which accounts and locks are asked for; most of
--- each; seconds after which a failing account is forgotten; number of gateways as last heard.
--- Returns the gateways, none where their number is that; names, debts and delays of accounts, and the moment of the last; ids and texts of locks, and
--- the moment of the last; the number of locks.
+-- each; seconds after which a failing account is forgotten; number of gateways as last heard; largest debt and delay
+-- of an account, in microseconds.
+-- Returns the gateways, none where their number is that; names, debts and delays of accounts, and the moment of the
+-- last; ids and texts of locks, and the moment of the last; the number of locks; 1 if this gateway was not present.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local most = tonumber(ARGV[5])
 
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000000), ARGV[1])
+if tonumber(ARGV[2]) > 0 then -- those of before the clock was set back
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + ARGV[2] * 2000000), '+inf')
+end
+local joined = redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000000), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 60000)
 local gateways = {}
 if redis.call('ZCARD', KEYS[1]) ~= tonumber(ARGV[7]) then
   gateways = redis.call('ZRANGE', KEYS[1], 0, -1)
@@ -27,9 +32,12 @@ for at = 1, #changed, 2 do
   local stored = redis.call('HGET', KEYS[2], changed[at])
   local owed, delay = string.match(stored or '', '^(%d+) (%d+)$')
   if owed then
-    accounts[#accounts + 1] = changed[at]
-    accounts[#accounts + 1] = math.max(0, owed - now)
-    accounts[#accounts + 1] = math.max(0, delay - now)
+    local left, rest = math.max(0, owed - now), math.max(0, delay - now)
+    if left > tonumber(ARGV[8]) or rest > tonumber(ARGV[9]) then -- of before the clock was set back
+      left, rest = math.min(left, ARGV[8]), math.min(rest, ARGV[9])
+      redis.call('HSET', KEYS[2], changed[at], string.format('%.0f %.0f', now + left, now + rest))
+    end
+    accounts[#accounts + 1], accounts[#accounts + 2], accounts[#accounts + 3] = changed[at], left, rest
   end
   heard = changed[at + 1]
 end
@@ -47,4 +55,4 @@ for at = 1, #changed, 2 do
   locks[#locks + 1] = redis.call('HGET', KEYS[4], changed[at]) or ''
   known = changed[at + 1]
 end
-return {gateways, accounts, heard, locks, known, redis.call('HLEN', KEYS[4])}
+return {gateways, accounts, heard, locks, known, redis.call('HLEN', KEYS[4]), joined}

@@ -55,7 +55,10 @@ _OUTCOMES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (exceptions.TimeoutError, "timeout"),
     (exceptions.ConnectionError, "unreachable"),
 )
+_SAID: Final = {"BUSY ": "busy", "The user executing the script can't run this": "credentials"}
+"""Begins of errors that have no class of their own."""
 _ADVICE: Final = {
+    "busy": "a script of another program holds it",
     "credentials": "see shared.user and shared.password_file, and the store's ACL",
     "read_only": "shared.url names a replica: name the primary",
     "cluster": "shared.url names a node of a cluster: name a server of its own",
@@ -63,7 +66,7 @@ _ADVICE: Final = {
 
 
 class StoreError(TlsproxyError):
-    """The store gave no answer, or an error. ``outcome`` is a word for it, one of :data:`OUTCOMES`."""
+    """The store gave no answer, or an error. ``outcome`` is a word for it, of those that docs/metrics.md has."""
 
     kind = FailureKind.ENVIRONMENT
 
@@ -71,14 +74,6 @@ class StoreError(TlsproxyError):
         advice = _ADVICE.get(outcome)
         super().__init__(f"{printable(text)[:MAX_TEXT]}{f'; {advice}' if advice else ''}")
         self.outcome = outcome
-
-
-OUTCOMES: Final = (
-    *dict.fromkeys(outcome for _, outcome in _OUTCOMES),
-    "tls",
-    "files",
-    "error",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +223,10 @@ def _failure(error: Exception) -> StoreError:
     refused = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     if refused is not None:
         return StoreError("tls", str(server_refused(refused)))
-    return StoreError(next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), "error"), str(error))
+    text = str(error)
+    said = (outcome for begin, outcome in _SAID.items() if text.startswith(begin))
+    known = (outcome for kind, outcome in _OUTCOMES if isinstance(error, kind))
+    return StoreError(next(said, None) or next(known, "error"), text)
 
 
 def _connection(
