@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from jwt.algorithms import ECAlgorithm
+from support.rsa_numbers import RsaNumbers
 
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.loader import parse
@@ -19,7 +20,7 @@ from tlsproxy.errors import MaterialError
 
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 EC_384 = ec.generate_private_key(ec.SECP384R1())
-RSA_KEY = rsa.generate_private_key(65537, 2048)
+RSA_KEY = RsaNumbers(2048)
 ED_KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 
 
@@ -79,7 +80,7 @@ def test_usable_keys(tmp_path: Path, algorithm: str, content: bytes) -> None:
         ("ES256", pem(EC_384)),
         ("RS256", pem(EC_KEY)),
         ("EdDSA", pem(EC_KEY)),
-        ("RS256", pem(rsa.generate_private_key(65537, 1024))),  # noqa: S505 - that is the point
+        ("RS256", pem(RsaNumbers(1024))),
         ("ES256", EC_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
         ("ES256", b"{"),
         ("ES256", b'{"keys": {}}'),

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 from snapshot_site import OTHER, ROOT, hour, site
 from support.certificates import certified
 from support.rows import rows
+from support.rsa_numbers import RsaNumbers
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.pki import Authority
@@ -52,7 +53,7 @@ def names(former: Chain, new: Chain) -> list[str]:
     return [one.partition(":")[0] for one in found]
 
 
-RSA = {bits: rsa.generate_private_key(65537, bits) for bits in (1024, 2048)}
+RSA = {bits: RsaNumbers(bits) for bits in (1024, 2048)}
 P256, P384 = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
 WILD = {"dns": ["*.example.org", "*.example.net"]}
 EARLIER = {"not_before": datetime.now(UTC) - hour(5)}

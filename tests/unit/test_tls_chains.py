@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from snapshot_site import SERVER, handshake
+from support.rsa_numbers import RsaNumbers
 
 from tlsproxy.tls.chains import Chain, chain_of, defect_of, kept_of
 from tlsproxy.tls.context import CIPHERS
@@ -409,10 +410,10 @@ def test_no_more_certificates_are_looked_at_than_a_chain_has() -> None:
     [
         (certified(R, R, ca=False), "is not a CA"),
         (certified(T, T, SERVERS_ONLY), "lacks clientAuth"),
-        (certified(Subject.of("W", rsa.generate_private_key(65537, 1024)), R), "1024 bits"),  # noqa: S505 - a weak one
+        (certified(Subject.of("W", RsaNumbers(1024)), R), "1024 bits"),
         (certified(Subject.of("W", ec.generate_private_key(ec.SECP192R1())), R), "secp192r1"),
         (certified(R, R, length=0), ""),
-        (certified(Subject.of("W", rsa.generate_private_key(65537, 2048)), R), ""),
+        (certified(Subject.of("W", RsaNumbers(2048)), R), ""),
     ],
 )
 def test_a_ca_that_vouches_for_nobody_is_told(certificate: x509.Certificate, expected: str) -> None:
