@@ -7,7 +7,7 @@ import queue
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,18 @@ def test_a_call_names_the_scheme_of_its_node(bench: Bench) -> None:
     bench.trust()
 
 
-def test_a_renewed_client_certificate_loses_no_request(bench: Bench) -> None:
-    stop, failures, done = threading.Event(), [], []
+@contextmanager
+def load(bench: Bench) -> Iterator[None]:
+    """Reads over REST and gRPC meanwhile, of which none fails, and one TCP connection that lasts."""
+    stop = threading.Event()
+    failures: list[object] = []
+    done: list[object] = []
 
     def ask_rest() -> None:
         with httpx.Client(verify=bench.site.client(), timeout=DEADLINE) as http:
             while not stop.is_set():
                 response = http.get(bench.gateway.url("/collections"))
-                (done if response.status_code == 200 else failures).append(response.status_code)
+                (done if response.status_code == 200 else failures).append(response)
 
     def ask_grpc() -> None:
         with channel(bench.gateway, bench.site) as opened:
@@ -143,24 +147,69 @@ def test_a_renewed_client_certificate_loses_no_request(bench: Bench) -> None:
                 answered = call(opened, LIST)
                 (done if answered.code is grpc.StatusCode.OK else failures).append(answered)
 
-    threads = [threading.Thread(target=ask) for ask in (ask_rest, ask_grpc, ask_rest)]
-    for thread in threads:
-        thread.start()
-    try:
+    with bench.gateway.connect(bench.site.client(), port=bench.gateway.ports["TCP"][0]) as tunnel:
+        assert ask(tunnel).startswith(b"HTTP/1.1 200")
+        threads = [threading.Thread(target=each) for each in (ask_rest, ask_grpc, ask_rest)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(DEADLINE)
+        assert ask(tunnel).startswith(b"HTTP/1.1 200")
+    assert not failures
+    assert len(done) > 10
+
+
+def test_a_renewed_client_certificate_loses_no_request(bench: Bench) -> None:
+    with load(bench):
         for _ in range(2):
             bench.serial = bench.renew()
             bench.reload()
             bench.rest.wait(bench.serial)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(DEADLINE)
-    assert not failures
-    assert len(done) > 10
     # The connections by the former certificate are gone where nothing runs on them.
     with channel(bench.gateway, bench.site) as opened:
         assert call(opened, LIST).code is grpc.StatusCode.OK
     bench.grpc.wait(bench.serial)
+
+
+def test_all_certificates_of_several_nodes_change_without_a_lost_request(bench: Bench) -> None:
+    new = Authority.create("new CA")
+
+    def by_new(*alpn: str) -> ssl.SSLContext:
+        issued = new.issue(ips=["127.0.0.1"], uris=[SPIFFE], server=True)
+        return server_context(bench.site.directory, issued, bench.authority, alpn)
+
+    with (
+        TlsFront(bench.server(), bench.upstream.bound_port) as rest,
+        TlsFront(bench.server(alpn=("h2",)), bench.grpc_upstream.port) as calls,
+    ):
+        fronts = {bench.rest: (), rest: (), bench.grpc: ("h2",), calls: ("h2",)}
+        nodes = [
+            {"name": name, "rest": one.url, "grpc": other.url}
+            for name, one, other in (("a", bench.rest, bench.grpc), ("b", rest, calls))
+        ]
+        with load(bench):
+            bench.use(nodes=nodes)
+            bench.site.replace("up-ca.pem", bench.authority.certificate_pem + new.certificate_pem)
+            bench.reload()
+            for front, alpn in fronts.items():
+                front.present(by_new(*alpn))
+            bench.serial = bench.renew()  # the tunnel's upstream is as it was
+            bench.reload()
+            for front in (bench.rest, rest, bench.grpc):
+                front.wait(bench.serial)
+        # Only now the former CA goes, which the tunnel's upstream has.
+        bench.site.replace("up-ca.pem", new.certificate_pem)
+        bench.reload()
+        with httpx.Client(verify=bench.site.client()) as http:
+            assert [http.get(bench.gateway.url("/collections")).status_code for _ in range(4)] == [200] * 4
+        bench.site.replace("up-ca.pem", bench.authority.certificate_pem)
+        bench.rest.present(bench.server())
+        bench.grpc.present(bench.server(alpn=("h2",)))
+        bench.trust()
 
 
 def ask(sock: ssl.SSLSocket) -> bytes:
