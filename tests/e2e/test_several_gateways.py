@@ -52,14 +52,39 @@ LOST: Final = ("UNAVAILABLE", "CANCELLED")
 READS: Final = "POST 200"
 
 
-class Node:
-    """A node with both APIs, at ports which stay its own."""
+class NodeTls:
+    """TLS of a node, for the gateways' certificate alone, by the files of the moment."""
 
-    def __init__(self, name: str, stack: ExitStack) -> None:
+    def __init__(self, site: Site) -> None:
+        self._files = [site.directory / name for name in ("node.key", "node.pem", "ca.pem")]
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        key, certificate, authorities = self._files
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authorities)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(certificate, key)
+        return context
+
+    @property
+    def credentials(self) -> grpc.ServerCredentials:
+        """Read anew for each connection."""
+        return grpc.dynamic_ssl_server_credentials(self._read(), self._read, require_client_authentication=True)
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        key, certificate, authorities = (file.read_bytes() for file in self._files)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
+
+
+class Node:
+    """A node with both APIs, at ports which stay its own. ``tls``: None for plaintext."""
+
+    def __init__(self, name: str, stack: ExitStack, tls: NodeTls | None = None) -> None:
+        self._tls = tls
         self.serves = {"rest": threading.Event(), "grpc": threading.Event()}
         self.life = stack.enter_context(ExitStack())
         self.ports = free_ports(2)
-        rest, calls = (f"http://{HOST}:{port}" for port in self.ports)
+        rest, calls = (f"{'http' if tls is None else 'https'}://{HOST}:{port}" for port in self.ports)
         self.entry = {"name": name, "rest": rest, "grpc": calls}
         self.start()
 
@@ -75,8 +100,14 @@ class Node:
 
     def start(self) -> None:
         rest, calls = self.ports
-        self.life.enter_context(ScriptedUpstream(answer=self.answer, port=rest))
-        self.life.enter_context(GrpcUpstream(self.reply, address=f"{HOST}:{calls}"))
+        context, credentials = (None, None) if self._tls is None else (self._tls.context, self._tls.credentials)
+        self.rest = self.life.enter_context(ScriptedUpstream(answer=self.answer, port=rest, tls=context))
+        self.life.enter_context(GrpcUpstream(self.reply, address=f"{HOST}:{calls}", tls=credentials))
+
+    def renewed(self) -> None:
+        """Its files were replaced."""
+        if self._tls is not None:
+            self.rest.tls = self._tls.context
 
     def die(self) -> None:
         self.life.close()
@@ -196,9 +227,10 @@ class Stage:
         self.site = site
         self._renew()
         site.issue("gateway", client=True, common_name="gateway")
-        site.issue("store", common_name="store", ips=[HOST], server=True)
+        for name in ("store", "node"):
+            site.issue(name, common_name=name, ips=[HOST], server=True)
         ports = [free_ports(3) for _ in range(2)]
-        self.nodes = [Node(name, stack) for name in "abc"]
+        self.nodes = [Node("a", stack), Node("b", stack), Node("c", stack, NodeTls(site))]
         files = {name: str(site.directory / name) for name in ("store.pem", "store.key", "ca.pem")}
         options = ["--tls-cert-file", files["store.pem"], "--tls-key-file", files["store.key"]]
         self.store = RedisServer(site.directory, *options, "--tls-ca-cert-file", files["ca.pem"], tls=True)
@@ -222,7 +254,10 @@ class Stage:
         return self.site.write_config(
             [node.entry for node in self.nodes],
             service={"http_port": rest, "grpc_port": calls, "proxy_protocol": {"from": [HOST]}},
-            upstream={"check_interval": 0.5},
+            upstream={
+                "check_interval": 0.5,
+                "tls": {"ca_cert": "ca.pem", "cert": "gateway.pem", "key": "gateway.key"},
+            },
             limits={"drain_grace": 1},
             health={"listen": f"{HOST}:{health}"},
             shared={"url": self.store.url, "ca_cert": "ca.pem", "cert": "gateway.pem", "key": "gateway.key"},
@@ -261,7 +296,10 @@ class Stage:
         self._issue("server", common_name="localhost", dns=["localhost"], ips=[HOST], server=True)
         for gateway in self.gateways:
             gateway.reloaded()
-        self._issue("store", common_name="store", ips=[HOST], server=True)
+        for name in ("store", "node"):
+            self._issue(name, common_name=name, ips=[HOST], server=True)
+        for node in self.nodes:
+            node.renewed()
         self._issue("gateway", client=True, common_name="gateway")
         self.store.kill()
         self.store.start()

@@ -1,4 +1,4 @@
-"""A plaintext gRPC upstream that keeps every call as it came, and answers as a test tells it to.
+"""A gRPC upstream, in plaintext or over TLS, that keeps every call as it came, and answers as a test tells it to.
 
 It knows no message: bytes come and go. What runs in a call is a coroutine, on a loop in a thread of its own.
 """
@@ -106,10 +106,16 @@ async def never(call: GrpcCall) -> None:
 
 
 class GrpcUpstream(grpc.GenericRpcHandler):
-    """``answer`` may be replaced at any time; ``calls`` are those that have begun."""
+    """``answer`` may be replaced at any time; ``calls`` are those that have begun. ``tls``: None for plaintext."""
 
-    def __init__(self, answer: GrpcAnswer | None = None, address: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        answer: GrpcAnswer | None = None,
+        address: str = "127.0.0.1:0",
+        tls: grpc.ServerCredentials | None = None,
+    ) -> None:
         self._address = address
+        self._tls = tls
         self.probe = replying(b"")
         self.answer = answer or replying(b"")
         self.calls: list[GrpcCall] = []
@@ -136,7 +142,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
 
     @property
     def url(self) -> str:
-        return f"http://{self._address.rpartition(':')[0]}:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://{self._address.rpartition(':')[0]}:{self.port}"
 
     def wait(self, count: int = 1) -> list[GrpcCall]:
         """All calls, as soon as there are this many."""
@@ -147,7 +153,10 @@ class GrpcUpstream(grpc.GenericRpcHandler):
     async def _start(self) -> int:
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers([self])
-        port = int(self._server.add_insecure_port(self._address))
+        if self._tls is None:
+            port = int(self._server.add_insecure_port(self._address))
+        else:
+            port = int(self._server.add_secure_port(self._address, self._tls))
         await self._server.start()
         return port
 
