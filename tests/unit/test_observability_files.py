@@ -22,6 +22,7 @@ from tlsproxy.admin.readiness import (
     DESCRIPTORS,
     LISTENERS,
     RELOAD,
+    SHARED,
     UPSTREAM,
     WORKERS,
 )
@@ -69,7 +70,7 @@ def test_the_alerts_are_of_what_there_is() -> None:
 def test_the_alerts_are_of_each_part_of_readiness() -> None:
     """But for `listeners`: a gateway that drains is meant to."""
     asked = [re.findall('part=~"([^"]+)"', rule["expr"]) for rule in rules()]
-    parts = {LISTENERS, *UPSTREAM.values(), CERTIFICATE, CRL, AUDIT, DESCRIPTORS, RELOAD, WORKERS}
+    parts = {LISTENERS, *UPSTREAM.values(), CERTIFICATE, CRL, AUDIT, DESCRIPTORS, RELOAD, SHARED, WORKERS}
     told = {part for part in parts for patterns in asked for each in patterns if re.fullmatch(each, part)}
     assert parts - told == {LISTENERS, RELOAD}
     assert "tlsproxy_reload_last_attempt_failed" in ALERTS
@@ -137,9 +138,6 @@ def test_each_metric_is_on_the_dashboard_or_says_nothing_of_its_own() -> None:
         "tlsproxy_certificate_not_after_seconds",
         "tlsproxy_crl_next_update_seconds",
         "tlsproxy_reload_last_success_timestamp_seconds",
-        "tlsproxy_shared_store_up",
-        "tlsproxy_shared_gateways",
-        "tlsproxy_shared_round_trips_total",
         "tlsproxy_worker_generation",
     }
 
