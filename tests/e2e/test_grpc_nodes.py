@@ -17,6 +17,7 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream, never, replying
 from support.h2_raw_client import H2Client, h2, raw
 from support.site import Site
+from support.sockets import deaf
 from support.upstream import ScriptedUpstream, plain
 
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
@@ -64,7 +65,8 @@ class Nodes:
         return [{"name": one, "rest": self.rest[one].url, "grpc": self.all[one].url, **more} for one in names]
 
     def publish(self, nodes: list[dict[str, Any]], **more: Any) -> None:
-        upstream = {"nodes": nodes, "check_interval": 0, "response_timeout": 300, **more}
+        usual = {"check_interval": 0, "connect_timeout": 5, "response_timeout": 300}
+        upstream = {"nodes": nodes, **usual, **more}
         self.site.edit_config(self.path, upstream=upstream)
         self.gateway.reloaded()
 
@@ -153,6 +155,14 @@ def test_a_node_that_cannot_be_dialled_fails_no_call(nodes: Nodes, client: H2Cli
         with h2(nodes.gateway, nodes.site) as other:
             assert other.status(other.call()) == 0
     assert nodes.counts == {"a": 6, "b": 0, "c": 0}
+
+
+def test_a_node_that_takes_no_connections_holds_up_none_once_it_fails_its_checks(nodes: Nodes) -> None:
+    with deaf() as where, h2(nodes.gateway, nodes.site) as first, h2(nodes.gateway, nodes.site) as other:
+        silent = {"name": "deaf", "rest": nodes.rest["b"].url, "grpc": f"http://{where}"}
+        nodes.use([silent, *nodes.entries("a")], check_interval=0.05, connect_timeout=300)
+        called = [(one, one.call()) for one in (first, other)]
+        assert [one.status(stream) for one, stream in called] == [0, 0]
 
 
 def test_a_call_waits_where_the_only_node_left_is_full(nodes: Nodes) -> None:

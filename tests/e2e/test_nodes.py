@@ -13,6 +13,7 @@ import pytest
 from support.gateway import DEADLINE, Gateway
 from support.raw_connection import GET, SEARCH, UPSERT, RawClient, Truncated, connected
 from support.site import Site
+from support.sockets import deaf
 from support.upstream import OK, Answer, Connection, Received, ScriptedUpstream, plain
 
 BODY = b"content-length: 13\r\n\r\n" + b'{"limit": 10}'
@@ -50,7 +51,8 @@ class Nodes:
             upstream.answer, upstream.probe = answer or plain(), plain()
         self.uses += 1
         named = [one | {"name": f"{one['name']}-{self.uses}"} for one in nodes]
-        self.site.edit_config(self.path, upstream={"nodes": named, "check_interval": 0, "affinity": "none", **more})
+        usual = {"check_interval": 0, "affinity": "none", "connect_timeout": 5}
+        self.site.edit_config(self.path, upstream={"nodes": named, **usual, **more})
         self.gateway.reloaded()
         for upstream in self.all.values():
             upstream.requests.clear()
@@ -258,6 +260,39 @@ def test_what_moves_waits_where_the_other_node_is_full(nodes: Nodes) -> None:
         held.set()
         assert [one.response().status for one in clients] == [200] * 3
     assert together == [1] * 3
+
+
+def test_a_wait_for_a_full_node_ends(nodes: Nodes) -> None:
+    held, come = threading.Event(), threading.Event()
+
+    def waiting(connection: Connection, request: Received) -> None:
+        connection.read_body(request)
+        come.set()
+        assert held.wait(DEADLINE)
+        connection.sock.sendall(OK)
+
+    with ScriptedUpstream() as gone:
+        dead = entry("dead", gone)
+    nodes.use([dead, *nodes.entries("b", max_connections=1)], waiting, connect_timeout=0.1)
+    with ExitStack() as stack:
+        first, late = (stack.enter_context(connected(nodes.gateway, nodes.site.client())) for _ in range(2))
+        first.send(GET)
+        assert come.wait(DEADLINE)
+        late.send(UPSERT + BODY)
+        response = late.response()
+        held.set()
+        assert first.response().status == 200
+    assert (response.status, nodes.counts["b"]) == (504, 1)
+    assert b"became free in time" in response.body
+
+
+def test_a_node_that_takes_no_connections_holds_up_none_once_it_fails_its_checks(
+    nodes: Nodes, client: RawClient
+) -> None:
+    with deaf() as where:
+        silent_node = {"name": "deaf", "rest": f"http://{where}"}
+        nodes.use([silent_node, *nodes.entries("a")], check_interval=0.05, connect_timeout=300)
+        assert ask(client, UPSERT + BODY) == {200: FEW}
 
 
 def test_a_node_that_hangs_loses_its_reads_once_it_fails_its_checks(nodes: Nodes) -> None:

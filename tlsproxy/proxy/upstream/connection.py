@@ -315,8 +315,9 @@ class UpstreamConnection:
 
     @property
     def moves(self) -> bool:
-        """Whether it waits for the answer to a request that may be asked of another node."""
-        return self.stream.established and self.untouched and self.request is not None and self.request.repeatable
+        """Whether it has a request that may be asked of another node: nothing was sent, or no answer has begun."""
+        request = self.request
+        return request is not None and (not self.stream.established or (self.untouched and request.repeatable))
 
     def give_up(self) -> None:
         self._fail(UpstreamUnreachable("The upstream's node serves no more"))

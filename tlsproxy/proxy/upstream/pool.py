@@ -204,7 +204,7 @@ class Pool:
                 self._leave_node(node)
 
     def _leave_node(self, node: NodeState) -> None:
-        """Asks other nodes for what waits for an answer of one that fails its checks: it may be a long wait."""
+        """Asks other nodes for what waits for one that fails its checks, or for its answer: it may be a long wait."""
         balancer, retries, now = self._gateway.balancer, self._gateway.retries, time.monotonic()
         for upstream in [one for one in self._all if one.node is node]:
             if not (balancer.is_out(node, now) and retries.is_left(now)):
