@@ -45,7 +45,7 @@ def tls_serving(context: ssl.SSLContext, handle: Handle = echo) -> AbstractConte
 
 
 class Connecting:
-    """``health`` is the URL of its health listener."""
+    """``health`` is the URL of its health listener. ``inherit``: listening sockets that it is passed as by systemd."""
 
     def __init__(
         self,
@@ -53,10 +53,13 @@ class Connecting:
         listeners: Sequence[dict[str, Any]],
         tls: dict[str, Any] = TLS,
         environ: Mapping[str, str] = {},
+        inherit: Sequence[tuple[str, socket.socket]] = (),
         **sections: Any,
     ) -> None:
         self.config = directory / "client.yaml"
         self._ready = directory / "ready.json"
+        self._inherit = inherit
+        self.process: Any = None
         self._sections = {"health": {"listen": "127.0.0.1:0"}, **sections}
         self.write(listeners, tls)
         self._environ: dict[str, str] = {"PATH": "/usr/bin:/bin", **environ}
@@ -67,10 +70,15 @@ class Connecting:
         staged.write_text(yaml.dump({"listeners": list(listeners), "tls": tls, **self._sections, **sections}))
         staged.replace(self.config)
 
-    def __enter__(self) -> Self:
+    def launch(self) -> None:
         command = ["connect", "--config", str(self.config), "--ready-file", str(self._ready)]
-        self.process = ForkedProcess(command, self._environ)
+        self.process = ForkedProcess(command, self._environ, inherit=self._inherit)
         self.log, self._out = Lines(self.process.stderr), Lines(self.process.stdout)
+
+    def __enter__(self) -> Self:
+        """Waits until it serves; it is launched if it was not before."""
+        if self.process is None:
+            self.launch()
         try:
             self.log.wait(lambda line: "serving health checks on" in line)
             found = json.loads(self._ready.read_text())

@@ -96,3 +96,49 @@ def test_so_it_is_where_a_write_met_the_reset_first(
 def test_a_reset_ends_the_linger(runner: asyncio.Runner, pair: tuple[socket.socket, socket.socket], size: int) -> None:
     """Nothing is delivered any more, and nobody waits for a client that is gone."""
     assert runner.run(reset_after(size, pair, Stream.resume_reading, linger=60)).size == 0
+
+
+def test_a_reset_sends_the_queue_and_is_told_from_an_end(
+    runner: asyncio.Runner, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    async def main() -> int:
+        ours, theirs = pair
+        loop, received = asyncio.get_running_loop(), 0
+        with closing(Deadlines(loop)) as deadlines:
+            owner = Owner()
+            stream = Stream(loop, ours, owner, deadlines, lambda: (5.0, 1024))
+            theirs.setblocking(False)
+            stream.write(bytes(4 << 20))
+            stream.reset()
+            assert stream.unsent
+            with pytest.raises(ConnectionResetError):  # noqa: PT012 - after the bytes before it
+                while True:
+                    received += len(await loop.sock_recv(theirs, 1 << 20))
+            assert await asyncio.wait_for(owner.lost, 5) is None
+        return received
+
+    assert runner.run(main()) > 0
+
+
+def test_a_peer_that_has_ended_and_takes_no_more_is_lost(
+    runner: asyncio.Runner, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Nothing more can be read that would tell of it."""
+
+    async def main() -> None:
+        ours, theirs = pair
+        loop = asyncio.get_running_loop()
+        with closing(Deadlines(loop)) as deadlines:
+            owner, ended = Owner(), asyncio.Event()
+            stream = Stream(loop, ours, owner, deadlines, lambda: (5.0, 1024))
+            stream.when_ended = ended.set
+            stream.resume_reading()
+            theirs.shutdown(socket.SHUT_WR)
+            await asyncio.wait_for(ended.wait(), 5)
+            theirs.close()
+            while not stream.closed:
+                stream.write(b"x")
+                await asyncio.sleep(0)
+            assert isinstance(await asyncio.wait_for(owner.lost, 5), OSError)
+
+    runner.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from pathlib import Path
@@ -54,6 +55,7 @@ def _check(config_path: Path) -> None:
     material = Source(config_path, os.environ).first(lambda text: click.echo(text, err=True))
     for warning in (*material.warnings, *warnings(tls_lifetimes(material.states), time.time())):
         click.echo(f"warning: {warning}", err=True)
+    logging.getLogger().addHandler(logging.NullHandler())  # all that it would say is told below
     found = asyncio.run(tried(material))
     for (listen, target), fault in found.items():
         click.echo(f"error: {listen}: {target}: {fault}" if fault else f"{listen}: {target}: ok", err=bool(fault))

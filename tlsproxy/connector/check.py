@@ -51,6 +51,7 @@ class Check:
 
     def _over(self, _error: Exception | None = None) -> None:
         self._state.checking = False
+        self._dialling = self._server = None  # a reference cycle would wait for the garbage collector
         self._checker.checked(self)
 
     def data_received(self, data: bytes) -> None:

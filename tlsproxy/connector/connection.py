@@ -183,6 +183,7 @@ class Connection:
         self._gone = True
         if self._dialling is not None:
             self._dialling.cancel()
+            self._dialling = None  # a reference cycle would wait for the garbage collector
         if self.server is None:
             self._connector.ended(self)
             return

@@ -38,6 +38,11 @@ def failure_reason(error: Exception) -> str:
     return next((slug for kind, slug in _REASONS if isinstance(error, kind)), "unreachable")
 
 
+def failure_text(error: Exception) -> str:
+    """The same in words, without the number of a system error."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 class Dialler(Protocol):
     """The part of the connector that dialling needs."""
 

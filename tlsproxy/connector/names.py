@@ -24,9 +24,18 @@ _log = logging.getLogger(__name__)
 
 
 class TargetNames:
-    """For one event loop. ``targets`` are those of the configuration in force, ``interval`` its `resolve_interval`."""
+    """For one event loop. ``targets`` are those of the configuration in force, ``interval`` its `resolve_interval`.
 
-    def __init__(self, targets: Callable[[], Collection[str]], interval: Callable[[], float]) -> None:
+    ``moved`` is told the targets that have other addresses now.
+    """
+
+    def __init__(
+        self,
+        targets: Callable[[], Collection[str]],
+        interval: Callable[[], float],
+        moved: Callable[[Collection[str]], None],
+    ) -> None:
+        self._moved = moved
         self._targets = targets
         self._interval = interval
         self._resolver = NameResolver()
@@ -36,6 +45,10 @@ class TargetNames:
 
     def addresses(self, target: str) -> tuple[Address, ...]:
         return self._found.get(target, ())
+
+    def error(self, target: str) -> str:
+        """The reason why there are no addresses."""
+        return self._errors.get(target, "its name was not resolved yet")
 
     def ask(self) -> None:
         """Look up soon: a connection failed, or there are other targets."""
@@ -53,14 +66,15 @@ class TargetNames:
         self._take(answers)
 
     def _take(self, answers: Mapping[str, Resolved]) -> None:
-        errors = {target: answer.error for target, answer in answers.items() if answer.error}
+        errors, former = {target: answer.error for target, answer in answers.items() if answer.error}, self._found
         for target in errors.keys() - self._errors.keys():
-            _log.warning("%s%s", errors[target], "; its former addresses serve" if target in self._found else "")
+            if former.get(target):  # else its connections fail, and say so
+                _log.warning("%s; its former addresses serve", errors[target])
         for target in (self._errors.keys() - errors.keys()) & answers.keys():
             _log.info("%s can be resolved again", target)
         self._errors = errors
-        found = {target: answer.addresses[:MOST] for target, answer in answers.items() if answer.addresses}
-        self._found = {target: found.get(target) or self._found.get(target, ()) for target in answers}
+        self._found = {target: answer.addresses[:MOST] or former.get(target, ()) for target, answer in answers.items()}
+        self._moved([name for name, addresses in self._found.items() if set(addresses) != set(former.get(name, ()))])
 
     async def run(self) -> None:
         """Look up by interval and when asked to, until cancelled."""

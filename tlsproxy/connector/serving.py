@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Final, Literal
 
@@ -15,14 +15,14 @@ from tlsproxy.admin.readiness import OK, Part, Readiness, degraded, not_ready
 from tlsproxy.connector.check import Check
 from tlsproxy.connector.connection import Connection
 from tlsproxy.connector.counted import Counted
-from tlsproxy.connector.dialling import Candidate, failure_reason
+from tlsproxy.connector.dialling import Candidate, failure_reason, failure_text
 from tlsproxy.connector.material import Material
 from tlsproxy.connector.model import ConnectLimits
 from tlsproxy.connector.names import TargetNames
 from tlsproxy.connector.targets import Targets
 from tlsproxy.proxy.frontend.listener import BATCH, Acceptor, Address, Bound
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, dial, is_trusted
+from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, Unresolved, dial, is_trusted
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.snapshot.lifetimes import Lifetime, tls_lifetimes
 
@@ -43,7 +43,7 @@ class Serving:
         self.deadlines = Deadlines(self._loop)
         self.deadlines.each.append(self._sweep)
         self.targets = {listen: Targets(each.targets) for listen, each in material.listeners.items()}
-        self.names = TargetNames(self._all_targets, lambda: self.material.config.resolve_interval)
+        self.names = TargetNames(self._all_targets, lambda: self.material.config.resolve_interval, self._moved)
         self.counted = Counted(self._target_states, self.lifetimes)
         self._connections: set[Connection] = set()
         self._leaving: set[Connection] = set()
@@ -67,6 +67,7 @@ class Serving:
         self.material = material
         for listen, listener in material.listeners.items():
             self.targets[listen].adopt(listener.targets)
+            self.targets[listen].retry(listener.targets)
         self.names.ask()
         self.deadlines.rearm()
         for connection in self._connections - self._leaving:
@@ -74,6 +75,10 @@ class Serving:
             if server is not None and candidate is not None and not self.is_current(candidate, server):
                 self._leave(connection)
         self._impaired.set()
+
+    def _moved(self, moved: Collection[str]) -> None:
+        for targets in self.targets.values():
+            targets.retry(moved)
 
     def _leave(self, connection: Connection) -> None:
         connection.leave_by = time.monotonic() + self.limits.drain_timeout
@@ -85,23 +90,26 @@ class Serving:
         self._stop()
         for connection in self._connections - self._leaving:
             self._leave(connection)
-        if self._connections:
-            await ended.wait()
+        timeout = self.limits.drain_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                if self._connections:
+                    await ended.wait()
+        except TimeoutError:
+            _log.warning("%d connections are cut after %g s of draining", len(self._connections), timeout)
+        for connection in list(self._connections):
+            connection.cut("drained")
+        await asyncio.sleep(0)  # each cuts its server's side from the loop
 
     def close(self) -> None:
         self._stop()
         for check in list(self._checks):
             check.cancel()
-        for connection in list(self._connections):
-            connection.cut("drained")
         self.deadlines.close()
 
     def _stop(self) -> None:
         for acceptor in self._acceptors:
             acceptor.stop()
-
-    def __len__(self) -> int:
-        return len(self._connections)
 
     def _accepted(self, listen: str, sock: socket.socket, address: Address) -> None:
         if address == self._probe:
@@ -150,8 +158,9 @@ class Serving:
         way = self.material.ways.get((candidate.listen, candidate.target))
         if way is None:
             raise ConnectionAbortedError("it is a target no more")
-        addresses = [] if candidate.address is None else [candidate.address]
-        return dial(self._loop, addresses, handler, self.deadlines, self._lowest, way)
+        if candidate.address is None:
+            raise Unresolved(self.names.error(candidate.target))
+        return dial(self._loop, [candidate.address], handler, self.deadlines, self._lowest, way)
 
     def is_current(self, candidate: Candidate, stream: DialledStream) -> bool:
         return is_trusted(stream, self.material.ways.get((candidate.listen, candidate.target)))
@@ -159,12 +168,13 @@ class Serving:
     def failed(self, candidate: Candidate, error: Exception) -> None:
         self.counted.failures[candidate.listen, candidate.target, failure_reason(error)] += 1
         self.names.ask()
-        if candidate.last and self.targets[candidate.listen].failed(candidate.target, str(error), time.monotonic()):
-            _log.warning("%s: %s is down: %s", candidate.listen, candidate.target, error)
+        text = failure_text(error)
+        if candidate.last and self.targets[candidate.listen].failed(candidate.target, text, time.monotonic()):
+            _log.warning("%s: %s is down: %s", candidate.listen, candidate.target, text)
             self._impaired.set()
 
     def stood(self, candidate: Candidate) -> None:
-        if self.targets[candidate.listen].stood(candidate.target, candidate.address):
+        if self.targets[candidate.listen].stood(candidate.target, candidate.address, time.monotonic()):
             _log.info("%s: %s is up", candidate.listen, candidate.target)
             self._impaired.set()
 

@@ -1,12 +1,13 @@
 """Order of a listener's targets: as configured, and those that failed last. No IO, no clock.
 
-A target that failed pauses for a second, twice as long after each further failure, up to a minute. Within the pause it
-is tried last; after it, a check of its own says whether it is back, before clients are sent there.
+A target that failed pauses for a second, twice as long after each further failure, up to a minute, until it was up for
+a minute. Within the pause it is tried last; after it, a check of its own says whether it is back, before clients are
+sent there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from tlsproxy.proxy.core.balancer import FIRST_PAUSE, LONGEST_PAUSE
@@ -17,14 +18,15 @@ from tlsproxy.proxy.transport.dial import Address
 class TargetState:
     """``up`` is None before the first connection; ``reason`` is that of the last failure, "" while it is up.
 
-    ``address``: the last that stood. ``until``: the end of its pause (monotonic clock). ``checking``: its check is
-    under way.
+    ``address``: the last that stood. ``since``: the moment when it came up, ``until``: the end of its pause.
+    ``checking``: its check is under way.
     """
 
     up: bool | None = None
     reason: str = ""
     address: Address | None = None
     pause: float = 0.0
+    since: float = float("-inf")
     until: float = float("-inf")
     checking: bool = False
 
@@ -58,21 +60,29 @@ class Targets:
         if state is None:
             return False
         changed = state.up is not False or state.reason != reason
+        if state.up and now - state.since >= LONGEST_PAUSE:
+            state.pause = 0.0
         state.up, state.reason = False, reason
         if now >= state.until:
             state.pause = min(max(2 * state.pause, FIRST_PAUSE), LONGEST_PAUSE)
             state.until = now + state.pause
         return changed
 
-    def stood(self, name: str, address: Address | None) -> bool:
+    def stood(self, name: str, address: Address | None, now: float) -> bool:
         """A connection stands at this address. Whether that is a change: it was down, or not tried."""
         state = self.states.get(name)
         if state is None:
             return False
         changed = state.up is not True
-        state.up, state.reason, state.address = True, "", address
-        state.pause, state.until = 0.0, float("-inf")
+        if changed:
+            state.since = now
+        state.up, state.reason, state.address, state.until = True, "", address, float("-inf")
         return changed
+
+    def retry(self, names: Collection[str]) -> None:
+        """End the pauses of these: something has changed that they may have failed for."""
+        for name in self.states.keys() & names:
+            self.states[name].until = float("-inf")
 
     def due(self, now: float) -> list[str]:
         """Targets to check: those that nobody has tried, and those whose pause is over."""
