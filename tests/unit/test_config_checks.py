@@ -636,6 +636,10 @@ def test_warning(case: str) -> None:
             "identities": [],
             "tls": {"cert": "c", "key": "k"},
         },
+        {
+            "roles": {"search": {"access": []}},
+            "listeners": [{"port": 8435, "mode": "tcp", "upstream": "127.0.0.1:6335", "allow": ["search"]}],
+        },
         {"admin": {"listen": "unix:/run/admin.sock"}},
         {"admin": {"listen": "127.0.0.1:0"}},
         {"admin": {"listen": "[::1]:9333"}},

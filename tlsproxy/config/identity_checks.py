@@ -25,6 +25,11 @@ HINTS: Final = 20
 """Unknown roles that get a "did you mean": there may be thousands, and each is compared with all roles."""
 
 
+def _relayed(config: Config) -> set[str]:
+    """Roles that listeners of mode tcp allow, whatever else they have."""
+    return {role for listener in config.listeners for role in listener.allow}
+
+
 def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
     for name, role in config.roles.items():
         yield from _filter_findings(("roles", name), role)
@@ -34,7 +39,7 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
             yield from operation_findings(where, role.operations, role.access)
             continue
         yield from operation_findings(where, role.operations, [grant.access for grant in role.access])
-        if not role.access:
+        if not role.access and name not in _relayed(config):
             yield Finding(("roles", name, "access"), "an empty list allows nothing", warning=True)
         seen: set[str] = set()
         for index, grant in enumerate(role.access):
@@ -139,6 +144,7 @@ def nobody(config: Config, _tree: Tree) -> Iterator[Finding]:
     service = config.service
     keys = [getattr(service, name) or getattr(service, f"{name}_file") for name in KEY_NAMES]
     useful = {name for name, role in config.roles.items() if role.access}
+    useful |= _relayed(config)
     holders = {rule.role for rule in config.identities} | {key.role for key in config.keys}
     unknown = holders - {None} - config.roles.keys()  # told by its own finding
     if not any(keys) and not config.jwt_issuers and not unknown and useful.isdisjoint(holders):
