@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from snapshot_site import SnapshotSite, site
+from snapshot_site import CLIENT, ROOT, SERVER, SnapshotSite, site
 from support.token_issuer import TokenIssuer
 
 from tlsproxy.config.bundle import signed
@@ -32,8 +33,10 @@ class Bench:
         self.cache = directory / "configuration.bundle"
         self.bundles = Bundles(self.made.config, {})
 
-    def offer(self, version: int, *, expires: float | None = None, piece: bytes = PIECE, padding: int = 0) -> bytes:
-        files = {"guest.yaml": piece, "padding": bytes(padding)}
+    def offer(
+        self, version: int, *, expires: float | None = None, piece: bytes = PIECE, padding: int = 0, **files: bytes
+    ) -> bytes:
+        files |= {"guest.yaml": piece, "padding": bytes(padding)}
         data = signed(KEY, version, time.time(), expires, files)
         self.server.answers["/b"] = (200, data)
         return data
@@ -87,6 +90,31 @@ def test_a_bundle_that_cannot_be_taken_leaves_the_last_good_one(
         assert bench.cache.read_bytes() == kept
         assert bench.refreshed() == ""
         assert bench.version == 6
+
+
+def test_a_bundle_with_a_broken_certificate_is_not_taken_in_part(tmp_path: Path) -> None:
+    piece = PIECE + b"\ntls: {cert: cert, key: key, ca_cert: ca}"
+    good = {"cert": SERVER.chain_pem, "key": SERVER.key_pem, "ca": ROOT.certificate_pem}
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        tree = yaml.safe_load(bench.made.config.read_text())
+        del tree["tls"]
+        bench.made.config.write_text(yaml.safe_dump(tree))
+        kept = bench.offer(1, piece=piece, **good)
+        assert bench.first() == ""
+        for version, (name, data, text) in enumerate(
+            (
+                ("cert", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cannot be parsed"),
+                ("key", CLIENT.key_pem, "does not belong to the first certificate"),
+                ("ca", b"", "ca: "),
+            ),
+            start=2,
+        ):
+            bench.offer(version, piece=piece, **{**good, name: data})
+            error = bench.refreshed()
+            assert f"version {version} of the bundle: " in error
+            assert text in error
+            assert bench.cache.read_bytes() == kept
 
 
 def test_a_cache_that_is_lost_lets_no_older_bundle_in(tmp_path: Path) -> None:
