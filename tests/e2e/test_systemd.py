@@ -78,6 +78,7 @@ class Installed:
             _drop_in(units / f"{name}.socket.d", f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
         service_lines = "[Service]\nWatchdogSec=3\nLoadCredential=api-key:/etc/tlsproxy/api-key\n"
         _drop_in(units / "tlsproxy.service.d", service_lines)
+        _drop_in(units / "tlsproxy-connect@qdrant.service.d", "[Service]\nGroup=app\n")
 
     def _client_mode(self, file: Path) -> None:
         targets = [f"localhost:{self.port}"]
@@ -305,6 +306,7 @@ def test_a_restart_under_load_loses_nothing(machine: Machine, installed: Install
 
 def test_client_mode_has_a_service_for_each_configuration(machine: Machine, installed: Installed) -> None:
     unit = "tlsproxy-connect@qdrant"
+    machine.run("groupadd", "--system", "app")
     machine.run("systemctl", "enable", "--now", unit)
     assert machine.shown(unit, "ActiveState") == "active"
     process = machine.shown(unit, "MainPID")
@@ -316,8 +318,11 @@ def test_client_mode_has_a_service_for_each_configuration(machine: Machine, inst
             return ask(sock).status
 
     assert asked() == 200
-    assert machine.run("stat", "-c", "%a", "/run/tlsproxy-connect/qdrant").stdout.strip() == "750"
-    assert machine.run("stat", "-c", "%a", "/run/tlsproxy-connect/qdrant/rest.sock").stdout.strip() == "660"
+    path = "/run/tlsproxy-connect/qdrant/rest.sock"
+    program = f"import socket; socket.socket(socket.AF_UNIX).connect({path!r})"
+    for group, status in (("app", 0), ("nogroup", 1)):
+        command = ["setpriv", "--reuid=nobody", f"--regid={group}", "--clear-groups", PYTHON, "-c", program]
+        assert machine.run(*command, check=False).returncode == status
     installed.site.issue("search", client=True, uris=["spiffe://example.org/search/web"])
     machine.run("chgrp", "tlsproxy-tls", "/etc/tlsproxy/certs/search.key")
     machine.run("chmod", "g+r", "/etc/tlsproxy/certs/search.key")

@@ -20,6 +20,7 @@ from tlsproxy.cli import main as tlsproxy
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.shape import model_at
+from tlsproxy.connector import model as client_mode
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -129,7 +130,10 @@ def test_configurations_are_good(page: Path, tmp_path: Path) -> None:
     """Each part of one, in a whole: with a certificate, and with the roles that pages speak of."""
     for block in blocks(page, "yaml"):
         tree = yaml.safe_load(block)
-        if isinstance(tree, dict) and tree.keys() <= Config.model_fields.keys():
+        if isinstance(tree, dict) and any("targets" in listener for listener in tree.get("listeners", ())):
+            whole = {"tls": {"ca_cert": "ca.pem"}} | tree
+            client_mode.parse(yaml.safe_dump(whole).encode(), tmp_path / "client.yaml", {})
+        elif isinstance(tree, dict) and tree.keys() <= Config.model_fields.keys():
             whole = BASE | {
                 name: BASE[name] | value if isinstance(BASE.get(name), dict) else value for name, value in tree.items()
             }
