@@ -206,6 +206,17 @@ def test_a_call_names_its_node(nodes: Nodes, client: H2Client) -> None:
     assert nodes.all["a"].url.removeprefix("http://").encode() not in said
 
 
+def test_a_proxy_that_says_bad_gateway_puts_its_node_out(nodes: Nodes, client: H2Client) -> None:
+    answers = b"".join(raw(1, 5, stream, b"\x08\x03502") for stream in (1, 3, 5))
+    with scripted(answers) as (url, go_on):
+        running = begun_at(nodes, client, url, calls=3)
+        go_on.release()
+        assert [client.fields(stream)[":status"] for stream in running] == ["502"] * 3, "an answer is passed on"
+        assert client.status(client.call()) == 0
+        go_on.release()
+    assert nodes.counts == {"a": 1, "b": 0, "c": 0}
+
+
 def test_a_node_that_is_lost(nodes: Nodes, client: H2Client) -> None:
     """Its open calls end, the next ones are made elsewhere."""
     with scripted() as (url, go_on):

@@ -229,9 +229,14 @@ def restate_call(head: CallHead, *, upstream: Fields, upstream_key: bytes | None
     return tuple(fields)
 
 
+_BAD_GATEWAY: Final = frozenset((b"502", b"503", b"504"))
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """A field block of an answer: its beginning, or else its trailers. ``status`` is gRPC's, or None.
+
+    ``of_a_proxy``: a proxy between says that Qdrant cannot be had, whose own errors have a status of gRPC's.
 
     ``restated`` is what takes the block's place. It has no content-length: an answer that the gateway ends before its
     time would be malformed by one (RFC 9113 §8.1.1), and so would be one that the upstream was wrong about.
@@ -241,6 +246,7 @@ class Said:
     beginning: bool
     status: int | None
     restated: bytes | None = None
+    of_a_proxy: bool = False
 
 
 def said_of(fields: Fields) -> Said:
@@ -248,7 +254,8 @@ def said_of(fields: Fields) -> Said:
     kept = tuple(field for field in fields if field[0] != b"content-length")
     restated = write(kept) if len(kept) < len(fields) else None
     beginning = bool(fields) and fields[0][0] == b":status"
-    return Said(kept, beginning, int(status) if status.isdigit() else None, restated)
+    of_a_proxy = beginning and not status and fields[0][1] in _BAD_GATEWAY
+    return Said(kept, beginning, int(status) if status.isdigit() else None, restated, of_a_proxy)
 
 
 def trailers_only(status: int, message: str, *, retry_after: int = 0) -> Fields:

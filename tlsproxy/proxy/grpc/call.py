@@ -444,7 +444,8 @@ class Call:
     def response_ended(self, status: int | None) -> None:
         """The upstream's response is whole. The client may still be sending."""
         self.state = self.state.upstream_ends
-        self.relay.answered = True
+        if status is not None:
+            self.relay.answered = True
         self.record.grpc_status = status
         if not self.recorded:
             self.recorded = True
@@ -466,7 +467,7 @@ class Call:
             self.recorded = True
             relay.finish(self.record, reason)
         if not relay.calls:
-            relay.dialler.rest(answered=self.answered)
+            relay.dialler.rest(answered=self.answered and self.record.grpc_status is not None)
             relay.session.rest()
         if relay.deferred:
             relay.drop_deferred(self.stream)

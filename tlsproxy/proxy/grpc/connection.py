@@ -310,7 +310,7 @@ class GrpcConnection:
             for call in list(self.relay.calls.values()):
                 error = overdue(call, now)
                 if isinstance(error, UpstreamTimeout):
-                    self.relay.dialler.timed_out(now)
+                    self.relay.dialler.failed(now)
                 if error is not None:
                     call.refuse(error)
             self.relay.dialler.look(now)

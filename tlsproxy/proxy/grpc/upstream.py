@@ -30,7 +30,7 @@ from tlsproxy.tls.client_context import ServerRefused
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, write
 from tlsproxy.wire.flow_control import overspent
-from tlsproxy.wire.grpc import said_of
+from tlsproxy.wire.grpc import Said, said_of
 from tlsproxy.wire.http2 import (
     ACK,
     ANY_DATA,
@@ -262,6 +262,8 @@ class GrpcUpstream:
                         continue
                     plain.answered = True
                     if said.beginning:
+                        if said.of_a_proxy:
+                            relay.dialler.failed(now)
                         if begin < start:
                             down.append(frames.data[begin:start])
                         begin = end
@@ -345,7 +347,7 @@ class GrpcUpstream:
             stated = write(said.fields) if self.relay.restates else said.restated or block
             more = call.id_block if said.beginning else b""
             raw = http2.headers(stream, stated + more, self._block_begin[1])
-        call.last_activity = time.monotonic()
+        self._heard(call, said)
         if said.status in DENIED_CALLS and refuses_call(said.fields):
             call.refuse(UpstreamKeyRefused())
             return b""
@@ -355,6 +357,11 @@ class GrpcUpstream:
         if ends:
             call.response_ended(said.status)
         return raw
+
+    def _heard(self, call: Call, said: Said) -> None:
+        call.last_activity = time.monotonic()
+        if said.of_a_proxy:
+            self.relay.dialler.failed(call.last_activity)
 
     def _looked_at(self, call: Call, look: Callable[[ResponsePart], bytes | None]) -> bytes | None:
         try:

@@ -169,8 +169,8 @@ class Dialler:
         if self.node is not None and self.node.grpc.failures:
             self.relay.gateway.balancer.succeeded(self.node, "grpc", time.monotonic())
 
-    def timed_out(self, now: float) -> None:
-        """A call has had no answer for too long, by our own time and not its client's."""
+    def failed(self, now: float) -> None:
+        """A call has had no answer for too long, by our own time and not its client's, or one of a proxy between."""
         if self.node is not None and self.relay.reached:
             self.relay.gateway.balancer.failed(self.node, "grpc", now)
 
