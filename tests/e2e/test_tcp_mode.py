@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,6 +172,36 @@ def test_who_may_not(site: Site, shared_upstream: ScriptedUpstream, client: str,
         record = gateway.audited(event="tcp_open")
         assert (record["result"], record["reason"]) == ("denied", reason)
         assert not connected
+
+
+def test_a_reset_is_no_end(site: Site, shared_upstream: ScriptedUpstream) -> None:
+    """Of either side it reaches the other one as a reset, so that nobody takes a part for the whole."""
+    reset, heard = struct.pack("ii", 1, 0), queue.SimpleQueue[bytes | str]()
+
+    def broken(sock: socket.socket) -> None:
+        if sock.recv(1) == b"r":
+            sock.sendall(b"half an ans")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            return
+        try:
+            heard.put(sock.recv(1))
+        except ConnectionResetError:
+            heard.put("reset")
+
+    with serving(broken) as upstream, tunnel(site, upstream, shared_upstream.url) as (gateway, port):
+        with through(gateway, site, port) as sock:
+            sock.suppress_ragged_eofs = False
+            sock.sendall(b"r")
+            with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):  # noqa: PT012 - after the bytes before it
+                while sock.recv(100):
+                    pass
+        assert gateway.audited(event="tcp_close")["reason"] == "upstream_broken"
+        with through(gateway, site, port) as sock:
+            sock.sendall(b"c")
+            gateway.audited(event="tcp_open")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        assert heard.get(timeout=DEADLINE) == "reset"
+        assert gateway.audited(event="tcp_close")["reason"] == "client_gone"
 
 
 def test_a_certificate_is_needed_wherever_it_is_optional(site: Site, shared_upstream: ScriptedUpstream) -> None:

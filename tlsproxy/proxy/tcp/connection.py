@@ -1,8 +1,8 @@
 """TCP connection of a client, relayed unread to one address: access is decided once, and again at each publication.
 
 Bytes are relayed as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1;
-TCP: FIN) and still receive the rest. The limits count the connection as one long request. It has two audit lines:
-`tcp_open`, and `tcp_close` with its bytes and duration.
+TCP: FIN) and still receive the rest; a reset is passed on as a reset. The limits count the connection as one long
+request. It has two audit lines: `tcp_open`, and `tcp_close` with its bytes and duration.
 
 A publication may move the upstream. By `upstream.on_change`, a connection to the former address goes on, or is ended
 once it is quiet, after ``limits.drain_timeout`` at the latest. One that is still being dialled is dialled again.
@@ -222,7 +222,10 @@ class TcpConnection:
             return
         if error is not None:
             self._reason = self._reason or (UPSTREAM_TLS if self._error else "upstream_broken")
-        self.stream.close(LINGER)
+        if error is None:
+            self.stream.close(LINGER)
+        else:
+            self.stream.reset()
 
     def upstream_overdue(self) -> None:
         upstream = self._upstream
@@ -371,7 +374,7 @@ class TcpConnection:
             self._gateway.limiter.release(self._counted)
             self._gateway.former["tcp"].discard(self)
             if self._upstream is not None:
-                self._upstream.abort()
+                (self._upstream.reset if self._open and error is not None else self._upstream.abort)()
             if self._open:
                 self._reason = self._reason or ("client_gone" if error is not None else "")
                 self._audit("tcp_close", "ok", self._error)
