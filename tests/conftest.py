@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from hypothesis import Phase, settings
+from hypothesis import Phase, settings, strategies
 from support import forked
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
@@ -40,6 +40,8 @@ def pytest_collection(session: pytest.Session) -> None:
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER", ""), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     roots = [session.config.invocation_params.dir / each for each in session.config.args if worker]
     paths = [path for root in roots if root.is_dir() for path in sorted(root.rglob("test_*.py"))]
+    if not worker:  # it waits for the workers, each of which would compute this table of Unicode for itself
+        strategies.text().validate()
     for path in paths[int(worker.removeprefix("gw") or 0) :: int(workers)]:
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))
