@@ -19,9 +19,9 @@ URL = "http://127.0.0.1:1"
 
 
 @contextmanager
-def starting(config: Path, hung: hanging.Hanging, *, fresh: bool) -> Iterator[Gateway]:
+def starting(config: Path, hung: hanging.Hanging) -> Iterator[Gateway]:
     """One that does not come to serve."""
-    gateway = Gateway(config, fresh=fresh, **hung.environ)
+    gateway = Gateway(config, fresh=True, **hung.environ)
     try:
         hung.wait()
         yield gateway
@@ -64,14 +64,14 @@ def test_a_reload_ends_no_import(tmp_path: Path) -> None:
 
 def test_an_end_while_a_name_is_resolved(site: Site, tmp_path: Path) -> None:
     hung = hanging.resolver(tmp_path / "hung")
-    with starting(site.write_config(f"http://{hanging.HOST}:6333"), hung, fresh=True) as gateway:
+    with starting(site.write_config(f"http://{hanging.HOST}:6333"), hung) as gateway:
         gateway.process.send_signal(signal.SIGTERM)
         assert gateway.process.wait(DEADLINE) in {0, -signal.SIGTERM}
 
 
 def test_an_end_while_workers_start(site: Site, tmp_path: Path) -> None:
     hung = hanging.workers(tmp_path / "hung")
-    with starting(site.write_config(URL, workers=2), hung, fresh=False) as gateway:
+    with starting(site.write_config(URL, workers=2), hung) as gateway:
         pid = gateway.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for child in children:
