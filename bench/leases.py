@@ -133,7 +133,8 @@ def simulated(scenario: Scenario, *, round_trip: float = 0.002, seed: int = 1) -
     def look(gateway: Gateway) -> None:
         nonlocal trips, draws
         gateway.leases.valid(SECOND)
-        due = gateway.leases.due(MOST_DRAWS, urgent=not gateway.rounds.whole())
+        whole = gateway.rounds.whole() or gateway.leases.turning
+        due = gateway.leases.due(MOST_DRAWS, urgent=not whole)
         if due:
             trips, draws = trips + 1, draws + len(due)
             later(half, partial(drawn, gateway, due))

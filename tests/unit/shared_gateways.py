@@ -95,12 +95,13 @@ async def admitted(name: str, *members: Member, rate: Rate = TWENTY, calm: float
     """Requests that each admits, asked in turn until nothing more comes for a while."""
     charges = [one.charge(name, rate) for one in members]
     counts, loop = [0] * len(members), asyncio.get_running_loop()
-    last = loop.time()
-    while loop.time() - last < calm:
+    last, refused = loop.time(), 0
+    while refused < 3 or loop.time() - last < calm:
+        refused += 1
         for number, (one, charge) in enumerate(zip(members, charges, strict=True)):
             if one.takes(charge):
                 counts[number] += 1
-                last = loop.time()
+                last, refused = loop.time(), 0
         await asyncio.sleep(0.005)
     return counts
 
@@ -161,12 +162,13 @@ def certified_store(directory: Path) -> Iterator[CertifiedStore]:
 
 
 @asynccontextmanager
-async def gateways(generation: Generation, number: int = 2) -> AsyncIterator[list[Member]]:
-    """Gateways that have met."""
+async def gateways(generation: Generation, number: int, *, sees: int | None = None) -> AsyncIterator[list[Member]]:
+    """Gateways that have met. ``sees`` is the number of all, if there are more."""
+    every = number if sees is None else sees
     async with AsyncExitStack() as stack:
         members = [Member(generation) for _ in range(number)]
         for one in members:
             one.start()
             stack.push_async_callback(one.stop)
-        await until(lambda: all(one.status["reached"] and one.status["gateways"] == number for one in members))
+        await until(lambda: all(one.status["reached"] and one.status["gateways"] == every for one in members))
         yield members

@@ -340,9 +340,17 @@ def test_more_rows_than_one_round_trip_has_room_for_take_turns(clock: Clock) -> 
     names = [str(number) for number in range(25)]
     for name in names:
         admitted(table, 1, charge(table, name))
-    turns = [leases.due(10, urgent=False) for _ in range(5)]
-    assert {one.row for turn in turns[:3] for one in turn} == {one.row for one in leases.due(100, urgent=False)}
-    assert [len(turn) for turn in turns] == [10] * 5
+    waiting = [one.row for _ in range(3) for one in leases.due(10, urgent=True)]
+    assert sorted({*waiting}) == sorted(waiting)
+    assert len(waiting) == 25
+    turns = []
+    while not turns or leases.turning:
+        turns.append([one.row for one in leases.due(10, urgent=False)])
+    assert [len(turn) for turn in turns] == [10, 10, 5]
+    assert [row for turn in turns for row in turn] == sorted(waiting)
+    admitted(table, 6, charge(table, "more"))
+    assert len(leases.due(10, urgent=False)) == 10
+    assert leases.turning
 
 
 @given(most=st.integers(1, 1000), gateways=st.integers(1, 50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from shared_gateways import Member, admitted, certified_store, configured, gatew
 from snapshot_site import OTHER
 from support.redis_server import RedisServer, Way, needs_store
 
+from tlsproxy.proxy.limits.gcra import Rate
 from tlsproxy.service.shared.coordinator import MEETING, PRESENCE
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lifetimes import lifetimes_of
@@ -27,6 +29,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def _empty(server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushall()
+
+
 @pytest.fixture(scope="module")
 def way(server: RedisServer) -> Iterator[Way]:
     with Way(server.port) as running:
@@ -36,6 +44,14 @@ def way(server: RedisServer) -> Iterator[Way]:
 @pytest.fixture(scope="module")
 def generation(way: Way, tmp_path_factory: pytest.TempPathFactory) -> Generation:
     return configured(tmp_path_factory.mktemp("site"), way.url).build()
+
+
+def stored(server: RedisServer, one: Member, name: str) -> float:
+    """Seconds that an account owes in the store."""
+    with server.client() as client:
+        found = client.get(f"tlsproxy:r:{one.charge(name).account.hex()}")
+        seconds, microseconds = client.time()
+    return 0.0 if found is None else int(found) / 1e6 - seconds - microseconds / 1e6
 
 
 # Members
@@ -66,6 +82,7 @@ def test_a_store_that_forgets_all_makes_nobody_think_that_it_is_alone(
 ) -> None:
     async def forgotten() -> None:
         async with gateways(generation, 3) as members:
+            assert sum(await admitted("before", *members)) == pytest.approx(20, abs=2)
             with server.client() as client:
                 client.flushall()
             seen = set[int]()
@@ -80,11 +97,69 @@ def test_a_store_that_forgets_all_makes_nobody_think_that_it_is_alone(
 
             await until(again)
             assert seen == {3}
+            assert sum(await admitted("before", *members, calm=0.1)) <= 1, "what was used is told again"
             assert [sum(one.takes(charge) for _ in range(9)) for one, charge in zip(members, held, strict=True)] == [
                 2, 2, 2,
             ]  # fmt: skip
 
     run(forgotten())
+
+
+def test_a_gateway_that_starts_without_the_store_keeps_its_part(tmp_path: Path) -> None:
+    async def alone() -> None:
+        one = Member(configured(tmp_path, "redis://127.0.0.1:1", gateways=4).build())
+        assert not one.coordinator.part.text, "nothing is known yet"
+        one.start()
+        await until(lambda: "redis://127.0.0.1:1: " in one.coordinator.part.text)
+        assert await admitted("a", one, calm=0.05) == [5]
+        await one.stop()
+
+    run(alone())
+
+
+def test_one_that_is_cut_off_has_its_part_beside_the_other_and_pays_for_it(server: RedisServer, tmp_path: Path) -> None:
+    direct = configured(tmp_path, server.url).build()
+
+    async def cut() -> None:
+        with Way(server.port) as cable:
+            async with (
+                gateways(direct, 1) as (near,),
+                gateways(configured(tmp_path / "far", cable.url).build(), 1, sees=2) as (far,),
+            ):
+                await until(lambda: near.status["gateways"] == 2)
+                cable.whole.clear()
+                await until(lambda: not far.status["reached"])
+                assert await admitted("cut", far, calm=0.05) == [10]
+                assert sum(await admitted("cut", near)) == pytest.approx(20, abs=1)
+                cable.whole.set()
+                await until(lambda: far.status["reached"])
+                await until(lambda: stored(server, near, "cut") >= 25 * 100)
+
+    run(cut())
+
+
+def test_ten_thousand_callers_leave_nothing_behind(generation: Generation, server: RedisServer) -> None:
+    async def many() -> None:
+        with server.client() as client:
+            async with gateways(generation, 2) as members:
+                for number in range(10_000):
+                    one = members[number % 2]
+                    assert one.takes(one.charge(f"caller {number}", Rate.of(100, 10)))
+                    if number % 100 == 0:
+                        await asyncio.sleep(0.001)
+                most = 0
+
+                def passed() -> bool:
+                    nonlocal most
+                    most = max(most, keys := client.dbsize())
+                    return most >= 1000 and keys <= 6
+
+                await until(passed)
+                assert most <= 10_006
+                assert {outcome for one in members for outcome in one.metrics.outcomes} == {"ok"}
+                assert not any(one.table.overflows for one in members)
+
+    run(many())
 
 
 # Faults

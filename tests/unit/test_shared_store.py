@@ -22,10 +22,10 @@ from support.redis_server import RedisServer, needs_store
 
 from tlsproxy.config.shared import store_address
 from tlsproxy.proxy.limits.addresses import TURN
-from tlsproxy.proxy.limits.draws import Draw, Granted, granted
+from tlsproxy.proxy.limits.draws import Draw, granted
 from tlsproxy.proxy.limits.gcra import Penalty
 from tlsproxy.proxy.limits.leases import Failures
-from tlsproxy.service.shared.coordinator import FORGOTTEN, draw_values, failure_values, largest
+from tlsproxy.service.shared.coordinator import FORGOTTEN, draw_values, failure_values, grants_in, largest
 from tlsproxy.service.shared.store import Script, Store, StoreAccess, StoreError
 
 SCRIPTS = ("draw", "fail", "lock", "meet")
@@ -79,9 +79,8 @@ def test_the_script_draws_as_its_twin_does(server: RedisServer, rounds: list[tup
                     arrivals[draw.account] = now + found.ahead
                 else:
                     arrivals.pop(draw.account, None)
-            values = [value for one in draws for value in draw_values(one)]
-            answer = client.eval(at("draw", now), len(draws), *(one.account for one in draws), *values)
-            assert list(map(Granted, answer[::2], answer[1::2])) == expected
+            answer = client.eval(at("draw", now), len(draws), *(one.account for one in draws), draw_values(draws))
+            assert grants_in(answer) == expected
 
 
 @needs_store
@@ -187,7 +186,7 @@ def test_more_failures_at_once_than_one_answer_holds_are_all_read(server: RedisS
 def test_all_keys_but_those_of_locks_expire(server: RedisServer) -> None:
     with server.client() as client:
         client.flushall()
-        client.eval(Script.named("draw").text, 1, "r", *draw_values(Draw(b"", 1e5, 2e6, 0, 9, 0.0)))
+        client.eval(Script.named("draw").text, 1, "r", draw_values([Draw(b"", 1e5, 2e6, 0, 9, 0.0)]))
         told(client, BEGIN, "a")
         locked(client, BEGIN, "a")
         met(client, BEGIN)
@@ -202,9 +201,9 @@ def test_the_documented_rights_are_enough_and_needed(server: RedisServer) -> Non
     with server.client() as client, server.client(username="tlsproxy", password="S3CRET") as user:
         client.flushall()
         client.execute_command(*words)
-        user.eval(Script.named("draw").text, 1, "tlsproxy:r:1", *draw_values(Draw(b"", 1e5, 2e6, 0, 9, 0.0)))
+        user.eval(Script.named("draw").text, 1, "tlsproxy:r:1", draw_values([Draw(b"", 1e5, 2e6, 0, 9, 0.0)]))
         with pytest.raises(redis.exceptions.ResponseError, match="no permissions"):
-            user.eval(Script.named("draw").text, 1, "other:r:1", *draw_values(Draw(b"", 1e5, 2e6, 0, 9, 0.0)))
+            user.eval(Script.named("draw").text, 1, "other:r:1", draw_values([Draw(b"", 1e5, 2e6, 0, 9, 0.0)]))
         used = {command for name in SCRIPTS for command in re.findall(r"redis\.call\('(\w+)'", Script.named(name).text)}
         granted_ones = {word[1:] for word in words if word.startswith("+")}
         assert granted_ones == {command.lower() for command in used} | {"eval", "evalsha", "select"}

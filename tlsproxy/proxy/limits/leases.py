@@ -197,7 +197,9 @@ class Leases:
         self._head[_VALID_UNTIL] = 0
 
     def due(self, most: int, *, urgent: bool) -> list[Due]:
-        """Draws that are due: of rows that wait for one, or of all in use, ``most`` at a time in turn."""
+        """Draws that are due: of rows that wait for one, or of all in use, ``most`` at a time in turn: go on while
+        :attr:`turning`.
+        """
         found: list[Due] = []
         rows = self._in_use(most, urgent=urgent)
         for begin in range(0, len(rows), LOCKED_ROWS):
@@ -205,6 +207,10 @@ class Leases:
                 now = self._clock()
                 found += (self._read(row, now) for row in rows[begin : begin + LOCKED_ROWS])
         return found
+
+    @property
+    def turning(self) -> bool:
+        return self._head[_CURSOR] > 0
 
     def settle(self, due: Sequence[Due], grants: Sequence[Granted]) -> None:
         """Take over what was granted."""
@@ -238,16 +244,13 @@ class Leases:
 
     def _in_use(self, most: int, *, urgent: bool) -> list[int]:
         states = bytes(self._states)
+        waiting = _first(states, (_URGENT, _ALONE), most)[: most if urgent else most // 2]
         if urgent:
-            return _first(states, (_URGENT, _ALONE), most)[:most]
-        rows = sorted(_first(states, (_SHORT, _AMPLE, _URGENT, _ALONE), self._rows))
-        if len(rows) <= most:
-            return rows
-        cursor = self._head[_CURSOR]
-        turn = [row for row in rows if row > cursor][:most]
-        turn += rows[: most - len(turn)]
-        self._head[_CURSOR] = turn[-1]
-        return turn
+            return waiting
+        room = most - len(waiting)
+        turn = sorted(_first(states, (_SHORT, _AMPLE), room, self._head[_CURSOR]))[:room]
+        self._head[_CURSOR] = turn[-1] + 1 if len(turn) == room else 0
+        return waiting + turn
 
     def _read(self, row: int, now: int) -> Due:
         if self._states[row] == _ALONE:
@@ -290,14 +293,14 @@ class Leases:
             self._states[row] = _AMPLE if self._tokens[row] > 0 else _URGENT
 
 
-def _first(states: bytes, wanted: Sequence[int], most: int) -> list[int]:
-    """The rows in one of these states, ``most`` of each."""
-    return [row for state in wanted for _, row in zip(range(most), _positions(states, state), strict=False)]
+def _first(states: bytes, wanted: Sequence[int], most: int, begin: int = 0) -> list[int]:
+    """The rows from ``begin`` on that are in one of these states, ``most`` of each."""
+    return [row for state in wanted for _, row in zip(range(most), _positions(states, state, begin), strict=False)]
 
 
-def _positions(states: bytes, state: int) -> Iterator[int]:
+def _positions(states: bytes, state: int, begin: int) -> Iterator[int]:
     wanted = bytes((state,))
-    at = states.find(wanted)
+    at = states.find(wanted, begin)
     while at >= 0:
         yield at
         at = states.find(wanted, at + 1)

@@ -12,9 +12,10 @@ import logging
 import random
 import secrets
 import socket
+import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from tlsproxy.admin.readiness import OK, Part, degraded
@@ -43,6 +44,8 @@ MOST: Final = 1000
 """Accounts, and locks, in one answer."""
 MOST_SAID: Final = 100
 """Locks told in one round trip."""
+MOST_TOLD: Final = 1024
+"""Accounts with failed authentications told in one round trip."""
 MOST_FAILING: Final = 20_000
 """Accounts with failed authentications in the store."""
 FORGOTTEN: Final = 7200
@@ -52,6 +55,8 @@ LONGEST_PAUSE: Final = 2.0
 MAX_LISTED: Final = 100
 """Gateways that a status names."""
 _MICROSECOND: Final = 1000
+_DRAW: Final = struct.Struct("<6d")
+_GRANT: Final = struct.Struct("<2d")
 
 _log = logging.getLogger(__name__)
 
@@ -184,6 +189,7 @@ class Coordinator:
         whole = self._rounds.whole()
         if whole:
             await self._tell_failures()
+        whole = whole or self._leases.turning
         due = self._leases.due(MOST_DRAWS, urgent=not whole)
         if due:
             await self._draw_for(due)
@@ -244,14 +250,12 @@ class Coordinator:
     async def _draw_for(self, due: Sequence[Due]) -> None:
         draws = [one.draw for one in due]
         keys = [f"{self._config.prefix}:r:{one.account.hex()}" for one in draws]
-        values = [value for one in draws for value in draw_values(one)]
         try:
-            answer = await self._run(self._draw, keys, values)
+            answer = await self._run(self._draw, keys, [draw_values(draws)])
         except BaseException:
             self._leases.forfeit(due)
             raise
-        grants = map(Granted, answer[::2], answer[1::2])
-        self._leases.settle(due, list(grants))
+        self._leases.settle(due, grants_in(answer))
 
     # Meetings
 
@@ -305,7 +309,7 @@ class Coordinator:
     # Failed authentications
 
     async def _tell_failures(self) -> None:
-        self._untold = [*self._untold, *self._leases.failures(MOST_DRAWS)][-MOST_DRAWS:]
+        self._untold = [*self._untold, *self._leases.failures(MOST_TOLD)][-MOST_TOLD:]
         penalty = self._penalty()
         if not self._untold or penalty is None:
             return
@@ -323,8 +327,12 @@ class Coordinator:
             self._addresses.learn(Failing(account, owed * _MICROSECOND, delay * _MICROSECOND))
 
 
-def draw_values(draw: Draw) -> tuple[float, ...]:
-    return draw.interval, draw.room, draw.balance, draw.wish, draw.owed, draw.gateways
+def draw_values(draws: Iterable[Draw]) -> bytes:
+    return b"".join(_DRAW.pack(one.interval, one.room, one.balance, one.wish, one.owed, one.gateways) for one in draws)
+
+
+def grants_in(answer: bytes) -> list[Granted]:
+    return [Granted(int(tokens), int(ahead)) for tokens, ahead in _GRANT.iter_unpack(answer)]
 
 
 def largest(penalty: Penalty) -> tuple[float, float]:

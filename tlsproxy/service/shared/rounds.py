@@ -13,8 +13,8 @@ LOOK: Final = 0.0125
 """Seconds between two looks at the rows."""
 SLICE: Final = 0.1
 """Seconds that a lease is drawn for, on average."""
-MOST_DRAWS: Final = 1024
-"""Draws in one round trip."""
+MOST_DRAWS: Final = 128
+"""Draws in one round trip: their requests wait for none of it, but share the loop with it."""
 _LOOKS: Final = round(SLICE / LOOK)
 
 
