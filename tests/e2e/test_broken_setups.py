@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import socketserver
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,9 +18,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -520,6 +524,133 @@ def qdrant_wants_a_certificate(bench: Bench) -> None:
         bench.run(CONNECT)
     bench.site.write("up.key", authority.issue(client=True).key_pem)
     bench.run(CHECK, RELOAD)
+
+
+# Before a cluster, behind a balancer
+
+
+@setup("Pieces of the configuration: missing, of no directory, not YAML, set twice, naming others; none at all.")
+def pieces_of_the_configuration(bench: Bench) -> None:
+    pieces = bench.directory / "conf.d"
+    bench.transcript.keep("error", "warning", "includes", "tlsproxy")
+    bench.configure(include=["limits.yaml"])
+    bench.run(CHECK)
+    bench.configure(include=["conf.d/*.yaml"])
+    bench.run(CHECK)
+    pieces.mkdir()
+    bench.closing.callback(shutil.rmtree, pieces)
+    bench.run(CHECK)
+    (pieces / "10-limits.yaml").write_text("limits:\n  connections: 100\n")
+    for text in (
+        "limits:\n  connections: 200\n",
+        "include: ../tlsproxy.yaml\n",
+        "limits: [\n",
+        "limits:\n  conections: 1\n",
+    ):
+        (pieces / "20-team.yaml").write_text(text)
+        bench.run(CHECK)
+    bench.configure(include=["*.yaml"])
+    bench.run(CHECK)
+
+
+def upstream_of(bench: Bench, **upstream: object) -> None:
+    """In place of the section, which sections are merged into otherwise."""
+    config = yaml.safe_load((bench.directory / "tlsproxy.yaml").read_text())
+    bench.site.replace("tlsproxy.yaml", yaml.safe_dump(config | {"upstream": upstream}).encode())
+
+
+@setup("Nodes: beside rest and grpc, with one name or one address, all drained, with bad URLs; one is down.")
+def nodes(bench: Bench) -> None:
+    first = {"name": "a", "rest": bench.rest.url, "grpc": bench.grpc.url}
+    second = {"name": "b", "rest": "http://127.0.0.1:1", "grpc": "http://127.0.0.1:2"}
+    bench.transcript.keep("error", "warning", "upstream", "tlsproxy")
+    bench.configure(upstream={"nodes": [first, second]})
+    bench.run(CHECK)
+    for given in (
+        [first, second | {"name": "a"}],
+        [first, first | {"name": "b"}],
+        [first | {"drain": True}, second | {"drain": True}],
+        [first, {"name": "b", "rest": "10.0.0.7:6333", "grpc": "http://10.0.0.7"}],
+        [first, {"name": "b", "rest": "http://127.0.0.1:1"}],
+    ):
+        upstream_of(bench, nodes=given)
+        bench.run(CHECK)
+    upstream_of(bench, nodes=[first, second])
+    bench.run(CONNECT)
+
+
+class WrongPassword(socketserver.StreamRequestHandler):
+    """A store that lets nobody in."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"-WRONGPASS invalid username-password pair or user is disabled.\r\n")
+
+
+@setup("The store of several gateways: a URL of another kind, no CA, no library, not there, and with another password.")
+def store_of_several_gateways(bench: Bench) -> None:
+    bench.transcript.keep("error", "warning", "shares", "tlsproxy")
+    for shared in (
+        {"url": "http://127.0.0.1:6379"},
+        {"url": "rediss://127.0.0.1:6379"},
+        {"url": "redis://127.0.0.1:6379", "ca_cert": "ca.pem"},
+        {"url": "redis://127.0.0.1:6379", "ca_cert": None, "user": "gateway"},
+    ):
+        bench.configure(shared=shared)
+        bench.run(CHECK)
+    bench.site.write("store-password", b"not-the-stores-password")
+    bench.configure(shared={"password_file": "store-password"})
+    with patch.dict(sys.modules, redis=None):
+        bench.run(CHECK)
+    bench.configure(shared={"url": "redis://127.0.0.1:1"})
+    bench.run(CONNECT)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WrongPassword) as store:
+        threading.Thread(target=store.serve_forever).start()
+        bench.configure(shared={"url": f"redis://127.0.0.1:{store.server_address[1]}"})
+        bench.run(CONNECT)
+        store.shutdown()
+
+
+@setup(
+    "Balancers of proxy_protocol: no list, none, no networks; then one that is not listed, and one without a header."
+)
+def balancers(bench: Bench) -> None:
+    bench.transcript.keep("")
+    for given in ("10.0.0.0/8", [], ["10.0.0.7/8", "balancer", "unix", "::ffff:10.0.0.0/104"], ["0.0.0.0/0"]):
+        bench.configure(service={"proxy_protocol": {"from": given}})
+        bench.run(CHECK)
+    for known, reason in (("10.0.0.0/8", "proxy_protocol_untrusted"), ("127.0.0.1", "proxy_protocol_missing")):
+        bench.configure(service={"proxy_protocol": {"from": [known]}})
+        bench.admin.reload("?force=1")
+        with (
+            suppress(ssl.SSLError, ConnectionError, EOFError),
+            Caller(bench.gateway, bench.site.client("alice")) as caller,
+        ):
+            caller.ask()
+        bench.gateway.audited(reason=reason)
+        bench.run(STATUS)
+
+
+@setup(
+    "Unix sockets of listeners: beside a port, relative, too long, with another mode, in no directory, where a file is."
+)
+def unix_sockets(bench: Bench) -> None:
+    bench.transcript.keep("error", "warning", "listens", "tlsproxy")
+    path = str(bench.directory / "rest.sock")
+    Path(path).write_text("no socket")
+    for listener in (
+        {"unix": path, "port": 6333},
+        {"unix": "rest.sock"},
+        {"unix": f"/run/{'x' * 103}"},
+        {"unix": path, "unix_mode": 660},
+        {"unix": "@tlsproxy", "unix_mode": "0600"},
+        {"unix": "/run/missing/rest.sock"},
+        {"unix": path},
+    ):
+        bench.configure(listeners=[{"protocols": ["rest"], **listener}])
+        bench.run(CHECK)
+    bench.configure(listeners=[], health={"listen": "unix:/run/missing/health.sock"})
+    bench.run(CHECK)
 
 
 @pytest.mark.parametrize("name", SETUPS)

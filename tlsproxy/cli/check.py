@@ -18,6 +18,7 @@ from tlsproxy.cli.summary import summary
 from tlsproxy.config.loader import schema
 from tlsproxy.config.locks import lock_path
 from tlsproxy.config.reference import as_markdown, as_yaml
+from tlsproxy.config.shared import store_address
 from tlsproxy.config.tokens import fetch_files, key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.qdrant.operations import Release
@@ -40,7 +41,7 @@ from tlsproxy.text import printable
 @click.option(
     "--connect",
     is_flag=True,
-    help="Ask the upstream too, with the gateway's own API key, and fetch the keys of token issuers.",
+    help="Ask the upstream and the store too, with the gateway's own keys, and fetch the keys of token issuers.",
 )
 @click.option(
     "--as-user",
@@ -54,9 +55,9 @@ def check(config_path: Path, *, for_reload: bool, connect: bool, as_user: str | 
     not have, an audit directory that cannot be written. An address that is taken is no error, as the gateway itself may
     have it. It accepts no client. Without --connect it sends nothing to the upstream, and fetches no URL.
 
-    With --connect, Qdrant is asked over REST and gRPC, as the running gateway does for its readiness, and the keys of
-    token issuers are fetched. Exits with 1 if Qdrant does not answer, speaks another protocol, or refuses the gateway's
-    own key, and if there are keys that cannot be had.
+    With --connect, Qdrant is asked over REST and gRPC, as the running gateway does for its readiness, the keys of
+    token issuers are fetched, and the store of `shared` is connected to. Exits with 1 if Qdrant does not answer, speaks
+    another protocol, or refuses the gateway's own key, if there are keys that cannot be had, or no store.
 
     With --reload, a fault that only a start cannot do with is a warning: a certificate that has expired or is not valid
     yet, a file that cannot be read now. A running gateway keeps the last good state in its place.
@@ -163,8 +164,30 @@ def _connect(generation: Generation) -> None:
         click.echo(f"error: {outcome.error}" if outcome.error else f"{source.shown}: ok", err=bool(outcome.error))
         if outcome.openid is not None and (warning := outcome.openid.warning(source.algorithm)):
             click.echo(f"warning: {source.shown}: {warning}", err=True)
-    if not all(part.good for part, _ in found) or any(outcome.error for outcome in fetched.values()):
+    shared = config.shared.used and _store_trouble(generation)
+    if shared or not all(part.good for part, _ in found) or any(outcome.error for outcome in fetched.values()):
         raise SystemExit(1)
+
+
+def _store_trouble(generation: Generation) -> bool:
+    """Whether the store of `shared` does not let the gateway in; either is told."""
+    from tlsproxy.service.shared.store import Store, StoreAccess, StoreError  # noqa: PLC0415 - needs the extra's library
+
+    shared = generation.config.shared
+
+    async def reached(store: Store) -> str:
+        try:
+            await store.reach()
+        except StoreError as error:
+            return str(error)
+        finally:
+            await store.close()
+        return ""
+
+    store = Store(store_address(shared.url or ""), shared.timeout, StoreAccess.of(generation))
+    trouble = asyncio.run(reached(store))
+    click.echo(f"error: shared {store.address}: {trouble}" if trouble else f"{store.address}: ok", err=bool(trouble))
+    return bool(trouble)
 
 
 def _tell_release(release: Release | None) -> None:

@@ -14,6 +14,7 @@ from tlsproxy.config.listeners import PROTOCOLS, balancers_of, listening, titles
 from tlsproxy.config.model import AuditConfig, Config, Role
 from tlsproxy.config.policy import confinement_text
 from tlsproxy.config.queries import query_policy_of
+from tlsproxy.config.shared import store_address
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.config.upstream import UpstreamConfig, nodes_of
 from tlsproxy.snapshot.generation import Generation
@@ -72,6 +73,8 @@ def _served(config: Config) -> Iterator[str]:
     yield f"audit log: {_audit(config.audit)}"
     yield f"admin server: {config.admin.listen or 'none'}"
     yield f"workers: {config.workers}"
+    if config.shared.url is not None:
+        yield f"shares limits and locks by {store_address(config.shared.url)}"
 
 
 def _through(balancers: Iterable[str]) -> str:

@@ -122,7 +122,7 @@ def _nodes(config: Config, _tree: Tree) -> Iterator[Finding]:
     names: set[str] = set()
     for index, node in enumerate(upstream.nodes):
         if node.name in names:
-            yield Finding(("upstream", "nodes", index, "name"), f"{node.name} is another node's name: choose a second")
+            yield Finding(("upstream", "nodes", index, "name"), f"{node.name} is another node's name: choose another")
         names.add(node.name)
     for protocol in listeners.PROTOCOLS:
         first: dict[str, str] = {}

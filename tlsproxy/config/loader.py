@@ -48,6 +48,7 @@ _SHAPES: Final = {
     "tuple_type": "must be a list",
 }
 _TEXTS: Final = {
+    "too_short": "must have an entry",
     "path_type": "must be a path: quote it",
     "string_pattern_mismatch": "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or a digit",
 }

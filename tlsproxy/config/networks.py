@@ -41,6 +41,14 @@ def listed(address: str, among: Iterable[Network]) -> bool:
     return any(network != UNIX and found in network for network in among)
 
 
+def _meant(text: str) -> str:
+    """The network of an address with bits of its host, as a piece of advice; "" for none."""
+    try:
+        return f": write {ipaddress.ip_network(text, strict=False)}, or the address alone"
+    except ValueError:
+        return ""
+
+
 def findings(path: Path, texts: Iterable[str], everybody: str) -> Iterator[Finding]:
     """Checks of the list at ``path``; ``everybody`` is the warning on a network of all addresses."""
     for index, text in enumerate(texts):
@@ -50,7 +58,7 @@ def findings(path: Path, texts: Iterable[str], everybody: str) -> Iterator[Findi
         try:
             network = ipaddress.ip_network(text)
         except ValueError as error:
-            yield Finding(where, f"an address or a network such as 10.0.0.0/24 is expected: {error}")
+            yield Finding(where, f"an address or a network such as 10.0.0.0/24 is expected: {error}{_meant(text)}")
             continue
         if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
             base, bits = int(network.network_address) & 0xFFFFFFFF, network.prefixlen - _MAPPED.prefixlen

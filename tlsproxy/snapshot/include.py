@@ -44,7 +44,9 @@ def expanded(patterns: Sequence[Pattern], timeout: float) -> tuple[Path, ...]:
             if not isinstance(names, FileNotFoundError | NotADirectoryError):
                 text = f"cannot be listed: {names.strerror}"
                 raise MaterialError(str(pattern.path.parent), text, FailureKind.ENVIRONMENT)
-            problems.append(pattern.problem("there is no such directory: create it or correct the entry"))
+            problems.append(
+                pattern.problem(f"there is no directory {pattern.path.parent}: create it or correct the entry")
+            )
             continue
         for name in names:
             path = pattern.path.parent / name

@@ -59,6 +59,7 @@ _SAID: Final = {"BUSY ": "busy", "The user executing the script can't run this":
 """Begins of errors that have no class of their own."""
 _ADVICE: Final = {
     "busy": "a script of another program holds it",
+    "unreachable": "is the store running there, as shared.url says?",
     "credentials": "see shared.user and shared.password_file, and the store's ACL",
     "read_only": "shared.url names a replica: name the primary",
     "cluster": "shared.url names a node of a cluster: name a server of its own",
@@ -72,7 +73,7 @@ class StoreError(TlsproxyError):
 
     def __init__(self, outcome: str, text: str) -> None:
         advice = _ADVICE.get(outcome)
-        super().__init__(f"{printable(text)[:MAX_TEXT]}{f'; {advice}' if advice else ''}")
+        super().__init__(f"{printable(text)[:MAX_TEXT].rstrip('.')}{f'; {advice}' if advice else ''}")
         self.outcome = outcome
 
 
@@ -136,9 +137,7 @@ class Store:
 
     async def run(self, script: Script, keys: Sequence[str], values: Sequence[bytes | str | float]) -> Any:
         """Answer of a script. Raises StoreError."""
-        if self._link is None:
-            self._link = await self._connected()
-        connection, arguments = self._link.connection, (len(keys), *keys, *values)
+        connection, arguments = (await self.reach()).connection, (len(keys), *keys, *values)
         try:
             async with asyncio.timeout(self._timeout):
                 try:
@@ -156,6 +155,12 @@ class Store:
         except asyncio.CancelledError:
             await self.close()
             raise
+
+    async def reach(self) -> _Link:
+        """Connects, unless it is connected. Raises StoreError."""
+        if self._link is None:
+            self._link = await self._connected()
+        return self._link
 
     async def renew(self, access: StoreAccess) -> None:
         """Connect with other proofs from now on. The present connection serves until one of these is let in, unless it
