@@ -6,7 +6,7 @@ import queue
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import call, channel
 from support.kept_connection import Caller
-from support.raw_connection import GET, UPSERT, Response, Truncated, connected
+from support.raw_connection import GET, UPSERT, RawClient, Response, Truncated, connected
 from support.site import Site
 from support.tls_server import server_context
 from support.upstream import OK, Answer, Connection, Received, ScriptedUpstream, plain
@@ -137,6 +137,23 @@ def test_a_close_notify_is_an_end(bench: Bench) -> None:
             answered(bench, saying(HEAD + BODIES["length"], ends))
         assert answered(bench, saying(OK, ends)).status == 200
     assert answered(bench, plain()).status == 200
+
+
+def test_a_tcp_connection_that_breaks_off_has_no_end(bench: Bench) -> None:
+    """The client can tell a cut from an end, as the gateway can."""
+    bench.present(bench.sound)
+    for ends, whole in ((cut, False), (end, True)):
+        bench.upstream.answer = saying(bytes(300_000), ends)
+        with bench.gateway.connect(bench.site.client(), port=bench.gateway.ports["TCP"][0]) as sock:
+            client, size = RawClient(sock), 0
+            client.send(GET)
+            with nullcontext() if whole else pytest.raises(Truncated):
+                while data := client.receive():
+                    size += len(data)
+        if whole:
+            assert size == 300_000
+        else:
+            assert bench.gateway.audited(event="tcp_close")["reason"] == "upstream_broken"
 
 
 def test_idle_connections_end_with_a_close_notify(bench: Bench) -> None:

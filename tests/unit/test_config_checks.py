@@ -277,6 +277,18 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"upstream": {"rest": "https://127.0.0.1:1"}},
         "upstream.rest: upstream.tls is missing",
     ),
+    "upstream_https_without_a_name": (
+        {"upstream": {"rest": "https://a..b:1", "tls": {"ca_cert": "ca.pem"}}},
+        "upstream.rest: an IP address or a host name is expected before the port",
+    ),
+    "listener_upstream_tls_without_a_name": (
+        {
+            "listeners": [
+                {"port": 443, "mode": "tcp", "upstream": "a..b:1", "upstream_tls": {"ca_cert": "ca.pem"}, "allow": []}
+            ]
+        },
+        "listeners[0].upstream: an IP address or a host name is expected before the port",
+    ),
     "upstream_path": ({"upstream": {"rest": "http://127.0.0.1:1/x"}}, "upstream.rest: only http://host:port"),
     "upstream_user": ({"upstream": {"rest": "http://u@127.0.0.1:1"}}, "upstream.rest: a user or password"),
     "upstream_portless": ({"upstream": {"rest": "http://127.0.0.1"}}, "upstream.rest: the port is missing"),

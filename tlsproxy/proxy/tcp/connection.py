@@ -220,11 +220,10 @@ class TcpConnection:
             self._gateway.notice("connect_failed")
             self._refuse(reason, str(error or ""))
             return
-        if error is not None:
-            self._reason = self._reason or (UPSTREAM_TLS if self._error else "upstream_broken")
         if error is None:
             self.stream.close(LINGER)
         else:
+            self._reason = self._reason or (UPSTREAM_TLS if self._error else "upstream_broken")
             self.stream.reset()
 
     def upstream_overdue(self) -> None:
