@@ -210,7 +210,7 @@ class Pool:
             if not (balancer.is_out(node, now) and retries.is_left(now)):
                 return
             if upstream.moves and balancer.is_left((*upstream.tried, node)):
-                upstream.give_up()
+                upstream.stream.tell(upstream.give_up)
 
     def wait_for_node(
         self,
