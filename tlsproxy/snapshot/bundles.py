@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from tlsproxy.config.bundle import BundleConfig
+    from tlsproxy.config.model import Config
     from tlsproxy.snapshot.generation import Generation
 
 _MODE: Final = 0o600
@@ -68,7 +69,7 @@ class Bundles:
         Raises MaterialError without any bundle, where a retry may succeed, and without a key.
         """
         try:
-            settings = await self._named()
+            settings = await self._named(None)
         except TlsproxyError:
             return ""  # reported by the reading of all inputs
         if settings is None:
@@ -149,15 +150,15 @@ class Bundles:
             return 0.0
         return self._tried + self._spread * (min(settings.refresh, RETRY) if self._error else settings.refresh)
 
-    async def _named(self) -> BundleConfig | None:
+    async def _named(self, serving: Config | None) -> BundleConfig | None:
         """`bundle` in the main file, whatever else is wrong with it. Raises TlsproxyError if it cannot be read."""
-        data = await in_thread(read_main_file, self._config_path)
+        data = await in_thread(read_main_file, self._config_path, serving)
         return bundle_settings(data, self._config_path, self._environ)
 
     async def _wanted(self, generation: Generation) -> BundleConfig | None:
         """That one: a configuration that names another bundle cannot be published without it. Else the one in force."""
         try:
-            return await self._named() or generation.config.bundle
+            return await self._named(generation.config) or generation.config.bundle
         except TlsproxyError:
             return generation.config.bundle
 

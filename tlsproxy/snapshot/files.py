@@ -148,9 +148,13 @@ def read_configuration(config_path: Path, environ: Mapping[str, str]) -> Loaded:
     return loader.parse(files.main, config_path, environ, files.pieces)
 
 
-def read_main_file(config_path: Path) -> bytes:
-    """The configuration's main file, with the deadline of a start. Raises MaterialError or Unanswered."""
-    return FileAccess(Tls.model_fields["read_timeout"].default).main_file(config_path)
+def read_main_file(config_path: Path, serving: Config | None = None) -> bytes:
+    """The configuration's main file, with the deadline of ``serving`` or of a start.
+
+    Raises MaterialError or Unanswered.
+    """
+    timeout = Tls.model_fields["read_timeout"].default if serving is None else serving.tls.read_timeout
+    return FileAccess(timeout).main_file(config_path)
 
 
 def read_config_files(config_path: Path, environ: Mapping[str, str]) -> ConfigFiles:
