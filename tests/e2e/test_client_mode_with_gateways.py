@@ -22,7 +22,7 @@ from support.sockets import serving
 
 from tlsproxy.tls.pki import Authority
 
-REST, GRPC, PEER = "127.0.0.1:0", "[::1]:0", "unix:@tlsproxy-test-{}"
+REST, GRPC = "127.0.0.1:0", "[::1]:0"
 HOSTS = ("127.0.0.1", "127.0.0.2")
 """Addresses of a gateway's TCP listeners."""
 FRAME = 8
@@ -141,7 +141,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         second = stack.enter_context(gateway(site, upstream, b))
         to_a, instead = map("{}:{}".format, HOSTS, first.ports["TCP"])
         to_b = f"{HOSTS[0]}:{second.ports['TCP'][0]}"
-        peers = [PEER.format(site.directory.name + name) for name in "ab"]
+        peers = [f"unix:{site.directory}/peer-of-{name}.sock" for name in "ab"]
         on_a = client(site.directory / "on-a", (peers[0], "none", [to_b, instead]))
         on_b = client(
             site.directory / "on-b",
@@ -182,7 +182,7 @@ def test_no_frame_is_lost_and_no_connection_cut_by_renewed_certificates(cluster:
 
     def by_clients() -> None:
         for each in cluster.clients:
-            each.log.wait(lambda line: "new connections use the files as they are now" in line)
+            each.log.wait(lambda line: "new connections use other files" in line)
 
     def connections() -> list[int]:
         """Numbers that were made, once frames have gone both ways again."""
