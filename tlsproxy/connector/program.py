@@ -228,6 +228,8 @@ class _Program:
             self._publications += 1
             logs.set_level(material.config.log_level)
             _log.info("new connections use other files (%s): %s", trigger, "; ".join(material.news(serving.material)))
+        elif trigger == "sighup":
+            _log.info("SIGHUP: the files in force are as they were")
         for problem in self._told if self._told != told else ():
             _log.error("not in force: %s", problem)
         serving.adopt(material)
