@@ -28,6 +28,8 @@ from support.site import Site
 from support.sockets import serving
 from support.upstream import ScriptedUpstream
 
+from tlsproxy.wire.proxy_protocol import Header, read
+
 ME = f"unix:uid={os.geteuid()}"
 CLIENT = "203.0.113.7"
 NAMED = (("grpc.default_authority", "localhost"),)
@@ -72,7 +74,7 @@ def config(site: Site, shared_upstream: ScriptedUpstream, names: Sockets) -> Ite
         listeners = [
             {"unix": names.both, "unix_mode": "0600", "protocols": ["rest", "grpc"]},
             {"unix": names.announced, "protocols": ["rest"], "proxy_protocol": {"from": ["unix"]}},
-            {"unix": names.tcp, "mode": "tcp", "upstream": address, "allow": ["admin"]},
+            {"unix": names.tcp, "mode": "tcp", "upstream": address, "allow": ["admin"], "send_proxy_protocol": "v2"},
         ]
         yield site.write_config(
             shared_upstream.url,
@@ -118,7 +120,11 @@ def test_bytes(site: Site, served: Gateway, names: Sockets) -> None:
     del served
     with connected(site, f"\0{names.tcp[1:]}") as tunnel:
         tunnel.sendall(b"hello")
-        assert tunnel.recv(5) == b"hello"
+        told = b""
+        while not told.endswith(b"hello"):
+            told += tunnel.recv(4096)
+    assert read(told) == Header(len(told) - 5), "of no address"
+    assert b"\x05alice" in told, "but of a certificate"
 
 
 def test_users_share_the_limits_of_an_address(site: Site, served: Gateway, names: Sockets) -> None:
@@ -162,7 +168,7 @@ def test_a_header_is_required(served: Gateway, names: Sockets) -> None:
 
 def test_haproxy(site: Site, served: Gateway, names: Sockets, tmp_path: Path) -> None:
     with (
-        haproxy(tmp_path, ("", f"unix@{names.announced} send-proxy-v2")) as (port,),
+        haproxy(tmp_path, ("", f"unix@{names.announced} send-proxy-v2 proxy-v2-options crc32c")) as (port,),
         served.connect(site.client(), port=port) as sock,
     ):
         assert ask(sock).status == 200

@@ -30,3 +30,19 @@ def value(kind: int, data: bytes) -> bytes:
 
 def framed(command: int, family: int, rest: bytes, length: int | None = None) -> bytes:
     return SIGNATURE + struct.pack(">BBH", command, family, len(rest) if length is None else length) + rest
+
+
+def summed(client: str, *values: tuple[int, bytes]) -> bytes:
+    """Version 2, with a checksum as its last value."""
+    header = binary(client, *values, (0x03, bytes(4)))
+    return header[:-4] + struct.pack(">I", crc32c(header))
+
+
+def crc32c(data: bytes) -> int:
+    """Bit by bit."""
+    found = 0xFFFFFFFF
+    for byte in data:
+        found ^= byte
+        for _ in range(8):
+            found = found >> 1 ^ (0x82F63B78 if found & 1 else 0)
+    return found ^ 0xFFFFFFFF

@@ -8,7 +8,21 @@ from contextlib import suppress
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.proxy_headers import LOCAL, PROXY, SIGNATURE, TCP4, TCP6, UNIX, UNSPEC, binary, framed, line, value
+from support.proxy_headers import (
+    LOCAL,
+    PROXY,
+    SIGNATURE,
+    TCP4,
+    TCP6,
+    UNIX,
+    UNSPEC,
+    binary,
+    crc32c,
+    framed,
+    line,
+    summed,
+    value,
+)
 from support.rows import rows
 
 from tlsproxy.wire.proxy_protocol import LONGEST, Announcement, Header, HeaderRefused, read
@@ -17,7 +31,7 @@ MISSING, MALFORMED = "proxy_protocol_missing", "proxy_protocol_malformed"
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
 ADDRESSES = st.ip_addresses().map(lambda one: str(one.ipv4_mapped or one) if one.version == 6 else str(one))
-VALUES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=40)), max_size=4)
+VALUES = st.lists(st.tuples(st.integers(4, 255), st.binary(max_size=40)), max_size=4)
 HEADERS = st.one_of(
     st.builds(line, st.ip_addresses(v=4).map(str)),
     st.builds(lambda client: line(client, "TCP6"), st.ip_addresses(v=6).map(str)),
@@ -173,6 +187,11 @@ def test_the_longest_line() -> None:
         framed(PROXY, TCP4, bytes(12) + b"\x04\0"),
         framed(PROXY, TCP4, bytes(12) + b"\x04\0\x02\0"),
         framed(PROXY, TCP4, bytes(12) + value(4, b"ok") + b"\x04\xff\xff"),
+        framed(PROXY, TCP4, bytes(12) + value(3, b"")),
+        framed(PROXY, TCP4, bytes(12) + value(3, bytes(4))),
+        framed(PROXY, TCP4, bytes(12) + value(3, bytes(5))),
+        framed(PROXY, TCP4, bytes(12) + b"\x03\0\x04\0"),
+        summed("192.0.2.1")[:-1] + bytes((summed("192.0.2.1")[-1] ^ 1,)),
         framed(PROXY, TCP4, b"", 65535),
         framed(LOCAL, UNSPEC, b"", 65535),
         framed(PROXY, TCP4, b"", LONGEST - 15),
@@ -180,6 +199,21 @@ def test_the_longest_line() -> None:
 )
 def test_malformed_binary_headers(data: bytes) -> None:
     assert outcome(data) == MALFORMED, "at once: no more of it is waited for"
+
+
+@given(ADDRESSES, st.lists(st.tuples(st.integers(4, 255), st.binary(max_size=40)), max_size=3))
+def test_a_checksum_holds_for_its_header_alone(client: str, values: list[tuple[int, bytes]]) -> None:
+    data = summed(client, *values)
+    assert told(data) == told(binary(client))
+    for place in (16, 19, 20, 23, 24, 27):  # in the addresses and ports
+        damaged = data[:place] + bytes((data[place] ^ 0x20,)) + data[place + 1 :]
+        assert outcome(damaged) == MALFORMED, place
+
+
+def test_the_checksum_is_castagnolis() -> None:
+    """RFC 3720, appendix B.4."""
+    for data, known in ((b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43)):
+        assert crc32c(data) == known
 
 
 def test_the_longest_binary_header() -> None:

@@ -3,7 +3,8 @@
 Versions 1 and 2 are read, version 2 is written.
 
 Stricter than the specification (haproxy.org/download/2.6/doc/proxy-protocol.txt) demands: version 1 in its exact form,
-addresses without zones, no datagrams, and at most :data:`LONGEST` bytes. Type-length-values are walked and ignored.
+addresses without zones, no datagrams, and at most :data:`LONGEST` bytes. Type-length-values are walked and ignored, but
+for a checksum.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _FAMILIES: Final = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}
 """Bytes of the address block by family: none, TCP over IPv4 and IPv6, a unix stream (section 2.2)."""
 _TLV: Final = struct.Struct(">BH")
 
+_CRC32C: Final = 0x03
+_SUM: Final = 4
+"""Bytes of a checksum."""
 _UNIQUE_ID, _SSL, _SSL_VERSION, _SSL_COMMON_NAME = 0x05, 0x20, 0x21, 0x22
 _OVER_TLS, _WITH_CERTIFICATE = 0x01, 0x02 | 0x04
 """Bits of a client that came over TLS, and that sent a certificate on this connection and in this session."""
@@ -136,7 +140,7 @@ def _version_2(data: bytes) -> Header | None:
         return None
     if command == _LOCAL or block is None:
         return Header(size, local=True)  # whatever it says of addresses counts for nothing
-    _check_values(data[_START.size + block : size])
+    _check_values(data[:size], _START.size + block)
     start = data[_START.size :]
     match family:
         case 0x11:
@@ -146,15 +150,41 @@ def _version_2(data: bytes) -> Header | None:
     return Header(size)
 
 
-def _check_values(values: bytes) -> None:
-    place = 0
-    while place < len(values):
-        if len(values) - place < _TLV.size:
+def _check_values(header: bytes, place: int) -> None:
+    """``place`` is where the values begin in the whole header."""
+    while place < len(header):
+        if len(header) - place < _TLV.size:
             raise _malformed("a type-length-value is cut short")
-        _, length = _TLV.unpack_from(values, place)
-        place += _TLV.size + length
-    if place > len(values):
+        kind, length = _TLV.unpack_from(header, place)
+        place += _TLV.size
+        if kind == _CRC32C:
+            _check_sum(header, place, length)
+        place += length
+    if place > len(header):
         raise _malformed("a type-length-value is longer than the header")
+
+
+def _check_sum(header: bytes, place: int, length: int) -> None:
+    """Section 2.2.3: the CRC32C (RFC 3720, appendix B.4) of the header with zeros in the place of the checksum."""
+    end = place + length
+    if length != _SUM or _crc32c(header[:place] + bytes(_SUM) + header[end:]) != int.from_bytes(header[place:end]):
+        raise _malformed("its checksum is that of another header")
+
+
+def _remainder(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_REMAINDERS: Final = tuple(map(_remainder, range(256)))
+
+
+def _crc32c(data: bytes) -> int:
+    found = 0xFFFFFFFF
+    for byte in data:
+        found = found >> 8 ^ _REMAINDERS[(found ^ byte) & 0xFF]
+    return found ^ 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
