@@ -15,9 +15,11 @@ import pytest
 from cryptography import x509
 from support.tls_server import authority_of, own, server_context, serving
 
+from tlsproxy.admin.upstream_probe import Target, is_ready
 from tlsproxy.config.pins import pin_of
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.dial import Address, dial, dial_failure
+from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.tls.client_context import ClientTls, ExpectedServer, ServerRefused, client_tls, spki_sha256
 from tlsproxy.tls.pki import Authority, Issued
 
@@ -186,6 +188,19 @@ def test_a_server_that_refuses_us_is_told_from_one_that_broke(
             error = runner.run(lost(address, tls_for(**more)))
         assert isinstance(error, ServerRefused), (reason, error)
         assert error.reason == reason, str(error)
+
+
+def test_a_check_of_a_node_says_why_tls_fails(runner: asyncio.Runner, tmp_path: Path) -> None:
+    refusals = {
+        "name_mismatch": (server_context(tmp_path, SERVER), ExpectedServer(name="other.internal")),
+        "certificate_required": (server_context(tmp_path, SERVER, CA), NAMED),
+    }
+    for reason, (context, expected) in refusals.items():
+        with serving(context) as address:
+            target = Target("rest", Upstream("https://q:1", b"q:1", (address,), tls_for(expected)), None)
+            with pytest.raises(ServerRefused) as refused:
+                runner.run(is_ready(target, WAIT))
+        assert refused.value.reason == reason
 
 
 def test_plaintext_and_silence_are_no_tls(runner: asyncio.Runner) -> None:

@@ -11,7 +11,9 @@ from tlsproxy.admin import node_checks
 from tlsproxy.admin.node_checks import NodeChecks
 from tlsproxy.admin.upstream_probe import Target
 from tlsproxy.proxy.core.balancer import FALL, Balancer
+from tlsproxy.service.node_trail import NodeHealth
 from tlsproxy.snapshot.nodes import Node, Upstream
+from tlsproxy.tls.client_context import ServerRefused
 
 WAIT = 10.0
 
@@ -38,7 +40,7 @@ def test_an_internal_error_ends_no_checks(
                 enough.set()
             if target.upstream.authority == b"broken":
                 raise RuntimeError("a fault of ours")
-            return False
+            raise ServerRefused("name_mismatch", "another server")
 
         monkeypatch.setattr(node_checks, "is_ready", is_ready)
         checks = NodeChecks(balancer, lambda: generation)  # type: ignore[arg-type,return-value]
@@ -51,3 +53,5 @@ def test_an_internal_error_ends_no_checks(
     assert (broken.condition(0.0), bad.condition(0.0)) == ("up", "down")
     assert "node broken over rest" in caplog.text
     assert "a fault of ours" in caplog.text
+    NodeHealth(balancer).look()
+    assert "node bad fails its checks: TLS with it fails: another server (name_mismatch)" in caplog.text

@@ -15,6 +15,7 @@ from tlsproxy.admin.upstream_probe import DEADLINE, Target, is_ready
 from tlsproxy.config.model import HttpProtocol
 from tlsproxy.proxy.core.balancer import Balancer, NodeState
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.tls.client_context import ServerRefused
 
 SHORTEST: Final = 0.5
 """Seconds that a node has for its answer at least; else as many as there are between two checks, up to a probe's."""
@@ -56,12 +57,16 @@ class NodeChecks:
             await asyncio.sleep(max(begun + interval - time.monotonic(), 0.0))
 
     async def _check(self, node: NodeState, protocol: HttpProtocol, target: Target, deadline: float) -> None:
+        fault = ""
         try:
             good = await is_ready(target, deadline)
+        except ServerRefused as refusal:
+            good, fault = False, f"TLS with it fails: {refusal} ({refusal.reason})"
         except TimeoutError:
             good = False
         except Exception:  # noqa: BLE001 - it says nothing of the node, and must not end the checks of all others
             _log.exception("the check of node %s over %s failed by an internal error", node.node.name, protocol)
             return
         if good is not None:
+            node.api(protocol).fault = fault
             self._balancer.checked(node, protocol, time.monotonic(), good=good)

@@ -200,7 +200,7 @@ async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcCo
 async def is_ready(target: Target, deadline: float) -> bool | None:
     """Whether a node takes requests now, by its own word. None without a descriptor to ask by.
 
-    Raises TimeoutError where it has not said so in ``deadline`` seconds.
+    Raises TimeoutError where it has not said so in ``deadline`` seconds, and ServerRefused where TLS with it fails.
     """
     async with asyncio.timeout(deadline):
         return await _is_ready(target, target.share_of(deadline))
@@ -208,10 +208,14 @@ async def is_ready(target: Target, deadline: float) -> bool | None:
 
 async def _is_ready(target: Target, share: float) -> bool | None:
     kind = RestConversation if target.protocol == "rest" else GrpcConversation
+    refused: ServerRefused | None = None
     for address in target.upstream.addresses:
         try:
             async with asyncio.timeout(share):
                 sock = await _spoken_to(target, address)
+        except ServerRefused as refusal:
+            refused = refusal
+            continue
         except OSError as error:  # or it was too late
             if error.errno in _EXHAUSTED:
                 return None
@@ -219,10 +223,14 @@ async def _is_ready(target: Target, share: float) -> bool | None:
         conversation = kind(sock, target.host, target.key)
         try:
             return await conversation.is_ready()
+        except ServerRefused:
+            raise
         except (OSError, ValueError, EOFError, TlsproxyError):
             return False
         finally:
             conversation.socket.close()
+    if refused is not None:
+        raise refused
     return False
 
 

@@ -75,4 +75,5 @@ def _trouble(state: NodeState, now: float) -> str:
     condition = state.condition(now)
     if condition == "up" and max(state.rest.failures, state.grpc.failures) >= FAILURES:
         condition = "ejected"
-    return _BAD.get(condition, "")
+    fault = next((f": {api.fault}" for api in (state.rest, state.grpc) if api.fault), "")
+    return _BAD[condition] + fault * (condition == "down") if condition in _BAD else ""

@@ -44,16 +44,17 @@ _OUT: Final = frozenset[Condition](("down", "ejected"))
 
 class Api:
     """Health of one API of a node. ``failures`` of requests in a row; ``until``: the end of an ejection; ``up`` by its
-    checks, of which ``against`` in a row say the contrary.
+    checks, of which ``against`` in a row say the contrary. ``fault``: why TLS with it failed at the last check.
     """
 
-    __slots__ = ("against", "failures", "pause", "until", "up")
+    __slots__ = ("against", "failures", "fault", "pause", "until", "up")
 
     def __init__(self) -> None:
         self.failures = self.against = 0
         self.pause = 0.0
         self.until = float("-inf")
         self.up = True
+        self.fault = ""
 
 
 class NodeUser(Protocol):
