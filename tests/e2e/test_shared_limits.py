@@ -274,10 +274,14 @@ def test_files_for_the_store_are_renewed_live_while_the_old_ones_are_revoked(pai
     assert BURST - 2 <= sum(pair.admitted(pair.newcomer())) <= BURST + 2
 
 
-def test_the_part_of_one_that_is_killed_is_the_others(pair: Pair) -> None:
+def test_the_part_of_one_that_is_killed_is_the_others_which_ends_well_without_the_store(pair: Pair) -> None:
     first, second = pair.gateways
     second.process.send_signal(signal.SIGKILL)
     end = time.monotonic() + DEADLINE
     while json.loads(first.ask_admin("/status")[1])["shared"]["gateways"] != 1:
         assert time.monotonic() < end
         time.sleep(0.1)
+    pair.server.pause()
+    first.stop()
+    assert first.process.poll() == 0
+    assert not [line for line in first.log.seen if "Fatal error" in line or "Traceback" in line or "EBUSY" in line]
