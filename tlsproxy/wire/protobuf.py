@@ -318,7 +318,7 @@ class Scanner:
         """Ends the message. Raises :class:`ProtobufError` where it is incomplete."""
         if self._partial or self._skip or len(self._frames) > 1:
             raise ProtobufError("the message ends within a field")
-        self._report_absent(self._frames[0])
+        self._close(self._frames[0])
 
     def _field(self, data: bytes, position: int) -> int:
         """Consumes (the beginning of) one field: the number of its bytes, 0 where it needs more. Sets ``_skip``."""
@@ -379,7 +379,9 @@ class Scanner:
         if wire_type != LEN:
             raise ProtobufError(f"field {number} of {frame.where} has another type")
         nested = shape.nested.get(number)
-        if nested is not None:
+        if nested is not None and not size and len(self._frames) <= MAX_DEPTH:
+            self._report_absent(self._shapes[nested], 0)
+        elif nested is not None:
             self._enter(nested, self._shapes[nested], start + size)
         else:
             if size > self._longest:
@@ -394,13 +396,15 @@ class Scanner:
     def _leave(self) -> None:
         """Closes all messages that end here."""
         while self._frames[-1].end == self._at:
-            self._report_absent(self._frames.pop())
+            self._close(self._frames.pop())
 
-    def _report_absent(self, frame: _Frame) -> None:
-        if frame.shape is None:
-            return
-        for number, name in frame.shape.names.items():
-            if not frame.seen >> number & 1 and (name, "") not in self.found:
+    def _close(self, frame: _Frame) -> None:
+        if frame.shape is not None:
+            self._report_absent(frame.shape, frame.seen)
+
+    def _report_absent(self, shape: Shape, seen: int) -> None:
+        for number, name in shape.names.items():
+            if not seen >> number & 1 and (name, "") not in self.found:
                 self._report(name, b"")
 
     def _report(self, name: str, value: bytes) -> None:
