@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from support.connecting import TLS, Connecting, said, tls_serving
+from support.connecting import TLS, Connecting, echo, said, tls_serving
 from support.gateway import DEADLINE
 from support.names import Names
 from support.site import Site
@@ -56,6 +56,8 @@ class Bench:
         self.names.point("gone.test")
         self.good = stack.enter_context(tls_serving(self.context))
         self.held = stack.enter_context(tls_serving(self.context, self._hold))
+        self.fickle = stack.enter_context(tls_serving(self.context, self._be_fickle))
+        self.turned_away = threading.Event()
         self.bad = {
             "name_mismatch": self._bad(stack, dns=["other.example"]),
             "unknown_ca": self._bad(stack, Authority.create("another"), ips=["127.0.0.1"]),
@@ -66,6 +68,7 @@ class Bench:
             "certificate_refused": stack.enter_context(
                 tls_serving(server_context(directory, issued, Authority.create("of other clients")))
             ),
+            "unreachable": stack.enter_context(tls_serving(self.context, lambda sock: sock.unwrap().close())),
             "not_tls": stack.enter_context(serving(lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))),
             "closed": stack.enter_context(serving(lambda sock: sock.recv(1))),
             "timeout": stack.enter_context(deaf()),
@@ -76,6 +79,7 @@ class Bench:
             {"listen": PLAIN, "targets": [self.good]},
             {"listen": HELD, "targets": [self.held]},
             *({"listen": unix(reason), "targets": [target]} for reason, target in self.bad.items()),
+            {"listen": unix("fickle"), "targets": [self.fickle, self.good]},
             {"listen": unix("named"), "targets": [f"gw.test:{self.good.rpartition(':')[2]}"]},
             {"listen": unix("failover"), "targets": [*self.bad.values(), self.good]},
         ]
@@ -117,6 +121,13 @@ class Bench:
         with ExitStack() as stack:
             _, server = self.pair(stack)
             return serial_of(server)
+
+    def _be_fickle(self, sock: ssl.SSLSocket) -> None:
+        """Good for a check, and ends each connection at once after that."""
+        if self.turned_away.is_set():
+            sock.unwrap().close()
+        else:
+            echo(sock)
 
     def _hold(self, sock: ssl.SSLSocket) -> None:
         """Leaves the connection to the test."""
@@ -173,6 +184,7 @@ def test_bytes_go_through_and_come_back(bench: Bench) -> None:
         "expired",
         "certificate_purpose",
         "certificate_refused",
+        "unreachable",
         "not_tls",
         "closed",
         "timeout",
@@ -192,6 +204,18 @@ def test_a_client_reaches_the_first_target_that_is_good(bench: Bench) -> None:
     for _ in range(3):
         assert said(bench.connecting.connect(unix("failover")), b"hello") == b"hello"
     assert bench.connecting.metric("connect_target_up", listener=unix("failover"), target=bench.good) == 1
+
+
+def test_a_target_that_ends_before_a_byte_hands_on_to_the_next(bench: Bench) -> None:
+    """As a gateway does whose upstream is away: the client has not noticed, as long as it has said nothing."""
+    assert said(bench.connecting.connect(unix("fickle")), b"hello") == b"hello"
+    bench.turned_away.set()
+    with bench.connecting.connect(unix("fickle")) as client:
+        bench.connecting.log.wait(
+            lambda line: f"{bench.fickle} is down: the server ended the connection at once" in line
+        )
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
 
 
 def test_a_name_is_looked_up_until_it_resolves_and_all_its_addresses_are_tried(bench: Bench) -> None:

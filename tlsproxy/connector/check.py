@@ -9,10 +9,9 @@ from typing import Final, Protocol
 from tlsproxy.connector.dialling import Candidate, Dialler, Dialling
 from tlsproxy.connector.targets import TargetState
 from tlsproxy.proxy.transport.dial import DialledStream
-from tlsproxy.tls.client_context import ServerRefused
 
 REFUSAL: Final = 0.5
-"""Seconds for the server to refuse our certificate: with TLS 1.3 it does that after our handshake is done."""
+"""Seconds for the server to refuse the connection: our certificate, for example, with TLS 1.3 after our handshake."""
 
 
 class Checker(Dialler, Protocol):
@@ -41,6 +40,7 @@ class Check:
     def cancel(self) -> None:
         if self._dialling is not None:
             self._dialling.cancel()
+        self._candidate = None
         if self._server is not None:
             self._server.abort()
 
@@ -62,11 +62,13 @@ class Check:
         """It was not refused."""
         if self._server is not None and self._candidate is not None:
             self._checker.stood(self._candidate)
+            self._candidate = None
             self._server.close(REFUSAL)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if isinstance(error, ServerRefused) and self._candidate is not None:
-            self._checker.failed(self._candidate, error)
+        if self._candidate is not None:
+            failure = error or ConnectionAbortedError("the server ended the connection at once")
+            self._checker.failed(self._candidate, failure)
         self._over()
 
     def pause_writing(self) -> None:

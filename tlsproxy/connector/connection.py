@@ -21,6 +21,10 @@ LINGER: Final = 1.0
 QUIET: Final = 1.0
 """Seconds of silence after a byte of the server's, after which a connection that is to end is between two requests."""
 
+PROMPT: Final = 2.0
+"""Seconds after its handshake in which a server that ends or cuts without a byte has refused the connection: a gateway
+whose upstream is away, for example."""
+
 Result = Literal["ended", "cut", "idle", "no_target", "drained"]
 
 
@@ -50,6 +54,7 @@ class Connection:
         self._connector = connector
         self._sock = sock
         self._sent = self._answered = False
+        self._stood = 0.0
         self._finishing = self._gone = False
         self._dialling: Dialling | None = None
         self.client = connector.stream(sock, self)
@@ -62,7 +67,7 @@ class Connection:
         self._dialling.next()
 
     def _stands(self, candidate: Candidate, server: DialledStream) -> None:
-        self.candidate, self.server = candidate, server
+        self.candidate, self.server, self._stood = candidate, server, time.monotonic()
         server.handler = _ServerHandler(self)
         server.when_ended = self._server_ended
         self._restart_idle_time()
@@ -82,28 +87,43 @@ class Connection:
         self._restart_idle_time()
 
     def _server_ended(self) -> None:
+        if self._refused(None) and self.server is not None:
+            server, self.server = self.server, None
+            server.abort()
+            self._redial()
+            return
         self.client.shut()
         self._both_ended()
 
-    def server_lost(self, error: Exception | None) -> None:
-        server, self.server = self.server, None
-        if server is None:
-            return
+    def server_lost(self, handler: _ServerHandler, error: Exception | None) -> None:
+        if self.server is None or self.server.handler is not handler:
+            return  # another is dialled in its place
+        self.server = None
         if self._gone:
             self._connector.ended(self)
         elif not self._finishing:
-            self._server_cut(error)
+            if self._refused(error):
+                self._redial()
+            else:
+                self.cut("cut")
 
-    def _server_cut(self, error: Exception | None) -> None:
-        if isinstance(error, ServerRefused) and self.candidate is not None:
-            # It refuses our certificate, which with TLS 1.3 is known after the handshake.
-            self._connector.failed(self.candidate, error)
-            if not self._sent and self._dialling is not None:
-                self.client.pause_reading()
-                self.client.deadline = NEVER
-                self._dialling.next(error)
-                return
-        self.cut("cut")
+    def _refused(self, error: Exception | None) -> bool:
+        """Blames a server that refused the connection. Whether nothing was sent to it, so that another may have it.
+
+        It may refuse our certificate, for example: with TLS 1.3 that is known after the handshake.
+        """
+        prompt = not (self._answered or self.client.ended) and time.monotonic() - self._stood < PROMPT
+        if self.candidate is None or not (prompt or isinstance(error, ServerRefused)):
+            return False
+        failure = error or ConnectionAbortedError("the server ended the connection at once")
+        self._connector.failed(self.candidate, failure)
+        return not self._sent
+
+    def _redial(self) -> None:
+        self.client.pause_reading()
+        self.client.deadline = NEVER
+        if self._dialling is not None:
+            self._dialling.next()
 
     # Callbacks of the client's stream
 
@@ -200,13 +220,15 @@ class _ServerHandler:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.data_received = connection.answered
-        self.connection_lost = connection.server_lost
 
     def pause_writing(self) -> None:
         self._connection.reading_changed()
 
     def resume_writing(self) -> None:
         self._connection.reading_changed()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._connection.server_lost(self, error)
 
     def deadline_passed(self) -> None:
         """The server takes nothing."""
