@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -141,6 +142,42 @@ def test_one_that_expired_serves_on_also_after_a_restart(tmp_path: Path) -> None
         server.answers.clear()
         assert "the answer was 404; the earlier bundle in" in bench.first()
         assert bench.version == 5
+
+
+@pytest.mark.parametrize(
+    ("failure", "level"), [(RuntimeError("can't start new thread"), "WARNING"), (KeyError("x"), "CRITICAL")]
+)
+def test_nothing_ends_the_refreshing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception, level: str
+) -> None:
+    """Neither a lack of threads nor a defect: it is told, and the next fetch is a good one."""
+
+    propose, failures = bundles.propose, [failure]
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return propose(*arguments, **named)
+
+    async def until_reload(bench: Bench) -> None:
+        generation = bench.made.build()
+        bench.offer(6)
+        bench.made.configure(bundle={"url": f"{bench.server.url}/b", "public_key": "b.pub", "refresh": 7.0})
+        reloads: asyncio.Queue[str] = asyncio.Queue()
+        monkeypatch.setattr(bundles, "propose", failing)
+        monkeypatch.setattr(bundles, "RETRY", 0.01)
+        running = asyncio.create_task(bench.bundles.run(lambda: generation, reloads.put))
+        async with asyncio.timeout(20):
+            assert await reloads.get() == "bundle"
+        running.cancel()
+
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        bench.offer(5)
+        assert bench.first() == ""
+        asyncio.run(until_reload(bench))
+    assert bench.version == 6
+    assert level in {record.levelname for record in caplog.records}
 
 
 def test_a_cache_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

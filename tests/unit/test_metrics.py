@@ -239,6 +239,24 @@ def test_a_doubled_certificate_is_one_series_and_the_first_crl_to_expire_counts(
     assert series["tlsproxy_expiry_start_timestamp_seconds", labels] == 0
 
 
+def test_the_configurations_bundle_has_series_where_there_is_one(metrics: Metrics) -> None:
+    told = {"url": "https://c/b", "version": 7, "created": 100.0, "expires": 300.0, "fetched_at": None, "error": "404"}
+    metrics.bundled(told)
+    assert value(metrics, "tlsproxy_bundle_version") == 7
+    assert value(metrics, "tlsproxy_bundle_created_timestamp_seconds") == 100
+    assert value(metrics, "tlsproxy_bundle_last_fetch_failed") == 1
+    series, labels = series_of(metrics), frozenset({("kind", "bundle"), ("name", "https://c/b")})
+    assert series["tlsproxy_expiry_timestamp_seconds", labels] == 300
+    assert series["tlsproxy_expiry_start_timestamp_seconds", labels] == 100
+    assert "tlsproxy_bundle_last_success_timestamp_seconds" not in {name for name, _ in series_of(metrics)}
+    metrics.bundled(told | {"version": None, "created": None, "expires": None, "fetched_at": 400.0, "error": ""})
+    assert value(metrics, "tlsproxy_bundle_last_success_timestamp_seconds") == 400
+    assert value(metrics, "tlsproxy_bundle_last_fetch_failed") == 0
+    assert "tlsproxy_bundle_version" not in {name for name, _ in series_of(metrics)}
+    metrics.bundled(None)
+    assert not [name for name, _ in series_of(metrics) if "bundle" in name]
+
+
 def test_audit_build_and_process(metrics: Metrics) -> None:
     assert value(metrics, "tlsproxy_audit_queue_length") == 5
     assert value(metrics, "tlsproxy_audit_queue_limit") == 9

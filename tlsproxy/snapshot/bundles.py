@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tlsproxy.snapshot.generation import Generation
 
 _MODE: Final = 0o600
+_ENVIRONMENT: Final = (OSError, RuntimeError, MemoryError)
+"""Errors without a descriptor, a thread or memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +161,7 @@ class Bundles:
         """That one: a configuration that names another bundle cannot be published without it. Else the one in force."""
         try:
             return await self._named(generation.config) or generation.config.bundle
-        except TlsproxyError:
+        except (TlsproxyError, *_ENVIRONMENT):
             return generation.config.bundle
 
     async def _refreshed(self, settings: BundleConfig, serving: Generation | None) -> str:
@@ -185,9 +187,13 @@ class Bundles:
                     )
                     self.current = found
                 self._document, self._etag, self._fetched_at = document, etag, now
-            except TlsproxyError as error:
+            except Exception as error:  # noqa: BLE001 - nothing may end the refreshing for good
                 self._etag = ""
-                return str(error)
+                if isinstance(error, TlsproxyError):
+                    return str(error)
+                if not isinstance(error, _ENVIRONMENT):
+                    _log.critical("a defect in fetching a bundle", exc_info=error)
+                return f"{shown}: cannot be fetched now: {type(error).__name__}: {error}"
             finally:
                 self._tried = time.monotonic()
                 self._spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
