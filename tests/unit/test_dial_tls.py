@@ -9,16 +9,18 @@ import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from support.tls_server import authority_of, own, server_context, serving
 
 from tlsproxy.admin.upstream_probe import Target, is_ready
 from tlsproxy.config.pins import pin_of
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.transport.dial import Address, dial, dial_failure
+from tlsproxy.proxy.transport.dial import Address, dial, dial_failure, is_trusted
 from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.tls.client_context import ClientTls, ExpectedServer, ServerRefused, client_tls, spki_sha256
 from tlsproxy.tls.pki import Authority, Issued
@@ -188,6 +190,27 @@ def test_a_server_that_refuses_us_is_told_from_one_that_broke(
             error = runner.run(lost(address, tls_for(**more)))
         assert isinstance(error, ServerRefused), (reason, error)
         assert error.reason == reason, str(error)
+
+
+def test_a_server_is_trusted_as_long_as_its_ca_is() -> None:
+    der = [authority_of(each).public_bytes(Encoding.DER) for each in (CA, OTHER)]
+    made = [
+        client_tls([authority_of(each) for each in authorities], server_name="q", expected=expected, trust=(expected,))
+        for authorities, expected in (
+            ((CA,), NAMED),
+            ((CA,), NAMED),
+            ((CA, OTHER), NAMED),
+            ((OTHER,), NAMED),
+            ((CA,), ExpectedServer(name="other.internal")),
+        )
+    ]
+    for anchor, expected in ((der[0], [1, 1, 1, 0, 0]), (der[1], [1, 1, 1, 1, 0]), (b"", [1, 1, 0, 0, 0])):
+        stream: Any = SimpleNamespace(tls=made[0], anchor=anchor)
+        assert [is_trusted(stream, tls) for tls in made] == list(map(bool, expected))
+        assert not is_trusted(stream, None)
+    plain: Any = SimpleNamespace(tls=None, anchor=b"")
+    assert is_trusted(plain, None)
+    assert not is_trusted(plain, made[0])
 
 
 def test_a_check_of_a_node_says_why_tls_fails(runner: asyncio.Runner, tmp_path: Path) -> None:

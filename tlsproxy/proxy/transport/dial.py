@@ -360,7 +360,9 @@ def is_trusted(stream: Dialled, tls: ClientTls | None) -> bool:
 
     The client certificate may differ, and CAs too, as long as the one that the server was verified by is among them.
     """
-    return stream.tls == tls and (tls is None or stream.tls is tls or stream.anchor in tls.anchors)
+    if stream.tls is None or tls is None:
+        return stream.tls is tls
+    return stream.tls == tls and (stream.tls.anchors == tls.anchors or stream.anchor in tls.anchors)
 
 
 def dial(
