@@ -153,13 +153,13 @@ class Source:
             fault = Fault(str(failure), failure.kind, failure.moment, "", now, kept=True)
             faults = {Input("configuration", str(self._config_path)): fault, **faults}
         if not states.complete:
-            return replace(former, faults=faults)
+            return _changed(replace(former, faults=faults), former)
         listeners = {each.listen: each for each in states.configuration.value.config.listeners}
         bound = {listen: listeners.get(listen, each) for listen, each in former.listeners.items()}
         material = _material(states, bound, faults, reading, former.made)
         present, wanted = restart_settings(started), restart_settings(material.config)
         material = replace(material, restart=tuple(name for name in present if present[name] != wanted.get(name)))
-        return former if _comparable(material) == _comparable(former) else material
+        return _changed(material, former)
 
     def _agreed(self, former: Material | None) -> _Reading:
         """A reading on which two in a row agree, or the last one."""
@@ -256,6 +256,11 @@ def _material(
         *reading.files.exposed_keys([tls.key] if tls.key is not None else []),
     )
     return Material(states, listeners, ways, server_tls.made, (), faults, warnings)
+
+
+def _changed(material: Material, former: Material) -> Material:
+    """The material, or ``former`` itself where nothing of it is new."""
+    return former if _comparable(material) == _comparable(former) else material
 
 
 def _comparable(material: Material) -> object:
