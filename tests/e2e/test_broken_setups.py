@@ -541,14 +541,12 @@ def pieces_of_the_configuration(bench: Bench) -> None:
     bench.closing.callback(shutil.rmtree, pieces)
     bench.run(CHECK)
     (pieces / "10-limits.yaml").write_text("limits:\n  connections: 100\n")
-    for text in (
-        "limits:\n  connections: 200\n",
-        "include: ../tlsproxy.yaml\n",
-        "limits: [\n",
-        "limits:\n  conections: 1\n",
-    ):
-        (pieces / "20-team.yaml").write_text(text)
-        bench.run(CHECK)
+    (pieces / "20-again.yaml").write_text("limits:\n  connections: 200\n")
+    (pieces / "30-others.yaml").write_text("include: ../tlsproxy.yaml\n")
+    (pieces / "40-misspelt.yaml").write_text("limits:\n  conections: 1\n")
+    bench.run(CHECK)
+    (pieces / "50-broken.yaml").write_text("limits: [\n")
+    bench.run(CHECK)
     bench.configure(include=["*.yaml"])
     bench.run(CHECK)
 
@@ -616,9 +614,15 @@ def store_of_several_gateways(bench: Bench) -> None:
 )
 def balancers(bench: Bench) -> None:
     bench.transcript.keep("")
-    for given in ("10.0.0.0/8", [], ["10.0.0.7/8", "balancer", "unix", "::ffff:10.0.0.0/104"], ["0.0.0.0/0"]):
-        bench.configure(service={"proxy_protocol": {"from": given}})
+    for given, checks in (
+        ("10.0.0.0/8", []),
+        (["10.0.0.7/8", "balancer", "unix", "::ffff:10.0.0.0/104"], ["10.0.0.7"]),
+        (["0.0.0.0/0"], ["10.0.0.7"]),
+    ):
+        health = {"listen": "127.0.0.1:0", "proxy_protocol": {"from": checks}}
+        bench.configure(service={"proxy_protocol": {"from": given}}, health=health)
         bench.run(CHECK)
+    bench.configure(health={"listen": None, "proxy_protocol": None})
     for known, reason in (("10.0.0.0/8", "proxy_protocol_untrusted"), ("127.0.0.1", "proxy_protocol_missing")):
         bench.configure(service={"proxy_protocol": {"from": [known]}})
         bench.admin.reload("?force=1")
@@ -638,18 +642,18 @@ def unix_sockets(bench: Bench) -> None:
     bench.transcript.keep("error", "warning", "listens", "tlsproxy")
     path = str(bench.directory / "rest.sock")
     Path(path).write_text("no socket")
-    for listener in (
+    wrong = (
         {"unix": path, "port": 6333},
         {"unix": "rest.sock"},
         {"unix": f"/run/{'x' * 103}"},
-        {"unix": path, "unix_mode": 660},
         {"unix": "@tlsproxy", "unix_mode": "0600"},
-        {"unix": "/run/missing/rest.sock"},
-        {"unix": path},
-    ):
-        bench.configure(listeners=[{"protocols": ["rest"], **listener}])
-        bench.run(CHECK)
-    bench.configure(listeners=[], health={"listen": "unix:/run/missing/health.sock"})
+    )
+    bench.configure(listeners=[{"protocols": ["rest"], **one} for one in wrong])
+    bench.run(CHECK)
+    bench.configure(
+        listeners=[{"unix": name, "protocols": ["rest"]} for name in ("/run/missing/rest.sock", path)],
+        health={"listen": "unix:/run/missing/health.sock"},
+    )
     bench.run(CHECK)
 
 
