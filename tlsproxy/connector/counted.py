@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tlsproxy import __version__
 from tlsproxy.metrics import families
 from tlsproxy.metrics.metrics import exposition
-from tlsproxy.snapshot.lifetimes import Lifetime
+from tlsproxy.snapshot.lifetimes import Lifetime, ends_by_name
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -53,5 +53,7 @@ class Counted:
         yield families.CONNECT_TARGET_UP.of((labels, up) for labels, up in self._targets() if up is not None)
         yield families.ACCEPT_ERRORS.single(self.accept_errors)
         yield families.RELOADS.of(self.reloads.items())
-        yield families.EXPIRY.of(((one.kind, one.name), one.end) for one in self._lifetimes())
+        lifetimes = ends_by_name(self._lifetimes())
+        yield families.EXPIRY.of((names, end) for names, (_, end) in lifetimes.items())
+        yield families.EXPIRY_START.of((names, start) for names, (start, _) in lifetimes.items())
         yield families.READY.keyed(self._ready)

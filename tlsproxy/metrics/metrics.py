@@ -19,7 +19,7 @@ from tlsproxy.authz.locks import KINDS
 from tlsproxy.metrics import families
 from tlsproxy.metrics.prometheus import Histogram
 from tlsproxy.metrics.recent import Recent
-from tlsproxy.snapshot.lifetimes import lifetimes_of
+from tlsproxy.snapshot.lifetimes import Kind, ends_by_name, lifetimes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +85,7 @@ class Metrics(Collector):
         self._generation = 0
         self._certificates: dict[tuple[str, str], float] = {}
         self._crls: dict[str, float] = {}
-        self._lifetimes: dict[tuple[str, str], tuple[float, float]] = {}
+        self._lifetimes: dict[tuple[Kind, str], tuple[float, float]] = {}
         self._inputs: Mapping[tuple[str, str], int] = {}
         self._locks: Mapping[str, int] = dict.fromkeys(KINDS, 0)
         self._sharing: tuple[bool, int] | None = None
@@ -165,9 +165,7 @@ class Metrics(Collector):
         material = generation.material
         self._generation = generation.number
         self._connections_limit = [((), generation.config.limits.connections)]
-        self._lifetimes = {}
-        for one in sorted(lifetimes_of(generation), key=lambda one: one.end, reverse=True):
-            self._lifetimes[one.kind, one.name] = one.start, one.end
+        self._lifetimes = ends_by_name(lifetimes_of(generation))
         self._certificates = {("server", material.leaf.sha256[:_SHORT]): material.leaf.not_after}
         for authority in material.authorities:
             self._certificates["ca", authority.sha256[:_SHORT]] = authority.not_after
@@ -302,7 +300,7 @@ class Metrics(Collector):
             yield family.of([((), bundle[key])] if bundle.get(key) is not None else [])
         yield families.BUNDLE_FAILED.of([((), bool(bundle["error"]))] if bundle else [])
 
-    def _lifetime_of_bundle(self) -> dict[tuple[str, str], tuple[float, float]]:
+    def _lifetime_of_bundle(self) -> dict[tuple[Kind, str], tuple[float, float]]:
         bundle = self._bundle
         if bundle is None or bundle["expires"] is None:
             return {}

@@ -156,6 +156,14 @@ def _last_key(keys: Iterable[VerificationKey]) -> VerificationKey | None:
     return max(found, key=lambda key: key.ends) if found and all(key.ends < NEVER for key in found) else None
 
 
+def ends_by_name(lifetimes: Iterable[Lifetime]) -> dict[tuple[Kind, str], tuple[float, float]]:
+    """Start and end by kind and name. Of several of one name, such as a CA with its next key, those of the first to
+    end.
+    """
+    latest_first = sorted(lifetimes, key=lambda one: one.end, reverse=True)
+    return {(one.kind, one.name): (one.start, one.end) for one in latest_first}
+
+
 def due(
     lifetimes: Iterable[Lifetime], now: float, warned: Mapping[str, float]
 ) -> tuple[tuple[Lifetime, ...], Mapping[str, float]]:
