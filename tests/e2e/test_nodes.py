@@ -165,10 +165,18 @@ def retries(gateway: Gateway, counter: str = "retries") -> int:
 
 
 def test_a_proxy_that_says_bad_gateway_puts_its_node_out(nodes: Nodes, client: RawClient) -> None:
-    nodes.use(nodes.entries("ab"))
-    nodes.all["a"].answer = plain(BAD_GATEWAY)
-    statuses = ask(client)
-    assert nodes.counts["a"] == statuses[502] <= 3, "an answer is passed on, whatever it is"
+    def until_close(connection: Connection, _request: Received) -> None:
+        connection.sock.sendall(b"HTTP/1.0 502 Bad Gateway\r\ncontent-type: text/html\r\n\r\n<html></html>")
+        raise EOFError  # as HAProxy before 2.2
+
+    for answer in (plain(BAD_GATEWAY), until_close):
+        nodes.use(nodes.entries("ab"))
+        nodes.all["a"].answer = answer
+        statuses: Counter[int] = Counter()
+        for _ in range(FEW):
+            with connected(nodes.gateway, nodes.site.client()) as one:
+                statuses += ask(one, times=1)
+        assert nodes.counts["a"] == statuses[502] <= 3, "an answer is passed on, whatever it is"
     nodes.use(nodes.entries("ab"))
     own = UNAVAILABLE.replace(b"content-length: 0", b"content-type: application/json\r\ncontent-length: 2") + b"{}"
     nodes.all["a"].answer = plain(own)

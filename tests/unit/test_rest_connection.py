@@ -5,6 +5,7 @@ request has one line and gives back once what it took.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ ANSWERS = {
     "a listing": b'HTTP/1.1 200 OK\r\ncontent-length: 31\r\n\r\n{"result":{"collections":[ ] }}',
     "in chunks": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
     "until its end": b"HTTP/1.1 200 OK\r\n\r\n{}",
+    "coded, until its end": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n",
+    "denied, until its end": b"HTTP/1.1 403 Forbidden\r\n\r\n",
     "half": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{",
     "an interim one": b"HTTP/1.1 103 Early Hints\r\n\r\n",
     "half a head": b"HTTP/1.1 200",
@@ -198,6 +201,8 @@ class Run:
         ends = self.ends
         lines = [json.loads(line) for line in ends.audit.lines if '"request_id"' in line]
         assert Counter(line["request_id"] for line in lines) == Counter(record.id for record in ends.records)
+        answered = [one for stream in self.streams for one in re.findall(rb"x-request-id: (\w+)", stream.written)]
+        assert len(answered) == len(set(answered)), "one is answered twice"
         assert ends.audit.promised == 0
         assert (ends.gateway.memory.held, ends.gateway.memory.waiting) == (0, 0)
         assert (ends.gateway.places.held, ends.gateway.places.waiting) == (0, 0)
@@ -230,6 +235,12 @@ SCENARIOS = st.lists(
     max_size=80,
 )
 
+CODED = [
+    *((step, 0) for step in (Run.arrive, Run.turn, Run.turn, Run.stand)),
+    (Run.answer, list(ANSWERS).index("coded, until its end")),
+    *((step, 0) for step in (Run.lose, Run.turn)),
+]
+
 
 @pytest.fixture(scope="module")
 def made(site: Site) -> Callable[[str], tuple[Generation, Generation]]:
@@ -260,6 +271,7 @@ def running(generations: tuple[Generation, Generation], pipelines: list[list[str
 @pytest.mark.parametrize("stepwise", [False, True], ids=["at once", "step by step"])
 @given(pipelines=PIPELINES, steps=SCENARIOS)
 @example([["allowed"], ["written anew"], ["allowed"]], [(Run.arrive, 284), (Run.stall, 500)])  # gives way as it ends
+@example([["written anew"]], CODED)  # is refused as its upstream ends well
 def test_each_request_ends_once(
     made: Callable[[str], tuple[Generation, Generation]],
     on_full: str,

@@ -249,11 +249,7 @@ class UpstreamConnection:
             data, done = chunk(data), False
         if not done:
             self.await_response()
-        if self._denied is None:
-            request.response_body(data)
-        else:
-            self._denied.body(data)
-        if self.request is not request:
+        if not self._pass_on(request, data):
             return
         if done:
             self._finish(request, keep=head.keep and not surplus)
@@ -261,6 +257,11 @@ class UpstreamConnection:
             self.stream.pause_reading()
             if not self._paused:
                 self._wait_for_turn()
+
+    def _pass_on(self, request: UpstreamRequest, data: bytes) -> bool:
+        """Whether the request goes on with this part of its response."""
+        (request.response_body if self._denied is None else self._denied.body)(data)
+        return self.request is request
 
     def _wait_for_turn(self) -> None:
         request = self.request
@@ -348,12 +349,9 @@ class UpstreamConnection:
             self._gateway.connect_failed("failed", error)
             self._tell_lost(request, dial_failure(error), stale=False)
         elif head is not None and head.length == UNTIL_CLOSE and error is None:
-            if self._denied is None:
-                request.response_body(LAST_CHUNK)
-                request.response_done()
-            else:
-                self._denied.body(LAST_CHUNK)
-                self._denied.done()
+            self.request = request
+            if self._pass_on(request, LAST_CHUNK):
+                self._finish(request, keep=False)
         else:
             error = UpstreamBroken("The upstream closed the connection before its response was whole")
             self._tell_lost(request, error, stale=self.untouched and self.used > 0)
