@@ -34,7 +34,7 @@ class Forwarding:
         self._accepted = accepted
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -57,20 +57,25 @@ class Forwarding:
     async def _start(self, near: ssl.SSLContext | None) -> None:
         if self.port:
             self._server.close()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=near)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=near)
         self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def _stop(self) -> None:
         self._server.close()
-        for task in self._running:
+        running = dict(self._running)
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
+        for client in running.values():  # that of a task that had not begun, or was connecting, is open
+            client.transport.abort()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """No coroutine, so that its task is known before it begins."""
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._running[task] = writer
+        task.add_done_callback(self._running.pop)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
         self._accepted(writer)
         name = None if self._far is None else "localhost"
         try:
