@@ -22,6 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -217,16 +218,21 @@ def _main() -> None:
     import encodings.utf_8_sig  # noqa: PLC0415, F401
 
     import click.shell_completion  # noqa: PLC0415
+    import cryptography.hazmat.backends.openssl  # noqa: PLC0415, F401 - at the first check of a signature
 
     import tlsproxy.admin.server  # noqa: PLC0415
     import tlsproxy.service.server  # noqa: PLC0415
     import tlsproxy.service.shared.coordinator  # noqa: PLC0415, F401
     from tlsproxy.cli import main  # noqa: PLC0415
+    from tlsproxy.config.loader import parse  # noqa: PLC0415
+    from tlsproxy.config.problems import ConfigError  # noqa: PLC0415
     from tlsproxy.service.workers import worker  # noqa: PLC0415
 
     context = click.Context(main)
     for name in main.list_commands(context):
         main.get_command(context, name)  # imports it
+    with suppress(ConfigError):
+        parse(b"", Path("warming.yaml"), {})  # what is computed once about the model
     gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
     program = worker.main if _has_workers(sys.argv[1:]) and is_worker() else partial(main, prog_name="tlsproxy")

@@ -27,7 +27,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Position, Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
-from tlsproxy.config.shape import disclosed, known_at, lists, model_at, model_in, sections, takes_path, takes_url
+from tlsproxy.config.shape import disclosed, known_at, lists, model_at, models_of, paths_of, sections, takes_url
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -235,12 +235,10 @@ def _resolve_fields(
     mapping = tree.get(where)
     if not isinstance(mapping, dict):
         return
-    for key, field in model.model_fields.items():
-        inner = model_in(field.annotation)
-        if inner is not None and isinstance(mapping.get(key), dict):
+    for key, inner in models_of(model):
+        if isinstance(mapping.get(key), dict):
             yield from _resolve_fields(tree, (*where, key), inner, base, environ)
-        if not takes_path(field):
-            continue
+    for key, field in paths_of(model):
         if isinstance(field.default, Path):
             mapping.setdefault(key, str(field.default))
         given = mapping.get(key)

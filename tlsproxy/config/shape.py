@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -32,19 +32,35 @@ _WORD: Final = re.compile(r"[a-z_]+")
 """The spelling of keys; secrets have digits, capitals or signs."""
 
 
-def sections(root: type[Section] = Config) -> Iterator[tuple[str, type[Section]]]:
+@cache
+def sections(root: type[Section] = Config) -> tuple[tuple[str, type[Section]], ...]:
     """Sections that are plain mappings of keys, with their models."""
-    for name, field in root.model_fields.items():
-        if name not in NESTED and (model := model_in(field.annotation)):
-            yield name, model
+    named = ((name, model_in(field.annotation)) for name, field in root.model_fields.items() if name not in NESTED)
+    return tuple((name, model) for name, model in named if model)
 
 
-def lists(root: type[Section] = Config) -> Iterator[tuple[str, type[Section]]]:
+@cache
+def lists(root: type[Section] = Config) -> tuple[tuple[str, type[Section]], ...]:
     """Sections that are lists of mappings, with the models of their items."""
+    found = []
     for name in (name for name in NESTED if name in root.model_fields):
         annotation = root.model_fields[name].annotation
         if tuple in _parts(annotation) and dict not in _parts(annotation) and (model := model_in(annotation)):
-            yield name, model
+            found.append((name, model))
+    return tuple(found)
+
+
+@cache
+def models_of(model: type[Section]) -> tuple[tuple[str, type[Section]], ...]:
+    """The keys of a model with models in them."""
+    named = ((key, model_in(field.annotation)) for key, field in model.model_fields.items())
+    return tuple((key, inner) for key, inner in named if inner)
+
+
+@cache
+def paths_of(model: type[Section]) -> tuple[tuple[str, FieldInfo], ...]:
+    """The fields of a model that take paths."""
+    return tuple((key, field) for key, field in model.model_fields.items() if takes_path(field))
 
 
 def needs_restart(field: FieldInfo) -> bool:
