@@ -48,12 +48,14 @@ class Bench:
         self.site = Site(directory)
         self.site.issue("client", common_name="web-1", client=True)
         self.handled: queue.SimpleQueue[tuple[ssl.SSLSocket, threading.Event]] = queue.SimpleQueue()
-        issued = self.site.authority.issue(ips=["127.0.0.1"], dns=["gw.test"], uris=[SPIFFE], server=True)
+        dns = ["gw.test", "halved.test"]
+        issued = self.site.authority.issue(ips=["127.0.0.1"], dns=dns, uris=[SPIFFE], server=True)
         self.pin = spki_sha256(x509.load_pem_x509_certificate(issued.chain_pem)).hex()
         self.context = server_context(directory, issued, self.site.authority)
         self.names = Names(directory)
         self.names.point("gw.test")
         self.names.point("gone.test")
+        self.names.point("halved.test")
         self.good = stack.enter_context(tls_serving(self.context))
         self.held = stack.enter_context(tls_serving(self.context, self._hold))
         self.fickle = stack.enter_context(tls_serving(self.context, self._be_fickle))
@@ -80,6 +82,7 @@ class Bench:
             {"listen": HELD, "targets": [self.held]},
             *({"listen": unix(reason), "targets": [target]} for reason, target in self.bad.items()),
             {"listen": unix("fickle"), "targets": [self.fickle, self.good]},
+            {"listen": unix("halved"), "targets": [f"halved.test:{self.good.rpartition(':')[2]}"]},
             {"listen": unix("named"), "targets": [f"gw.test:{self.good.rpartition(':')[2]}"]},
             {"listen": unix("failover"), "targets": [*self.bad.values(), self.good]},
         ]
@@ -223,6 +226,25 @@ def test_a_name_is_looked_up_until_it_resolves_and_all_its_addresses_are_tried(b
     bench.names.point("gw.test", "127.0.0.9", "127.0.0.1")
     bench.connecting.log.wait(lambda line: f"{unix('named')}: gw.test:" in line and line.endswith(" is up"))
     assert said(bench.connecting.connect(unix("named")), b"hello") == b"hello"
+
+
+def test_another_address_of_its_name_serves_for_one_that_ends_connections_at_once(bench: Bench) -> None:
+    port, listen, ending = int(bench.good.rpartition(":")[2]), unix("halved"), threading.Event()
+
+    def halved(sock: ssl.SSLSocket) -> None:
+        if not ending.is_set():
+            echo(sock)
+
+    with tls_serving(bench.context, halved, ("127.0.0.8", port)):
+        bench.names.point("halved.test", "127.0.0.8", "127.0.0.1")
+        bench.connecting.log.wait(lambda line: f"{listen}: halved.test:" in line and line.endswith(" is up"))
+        ending.set()
+        with bench.connecting.connect(listen) as client:
+            client.sendall(b"hello")
+            bench.connecting.log.wait(lambda line: f"{listen}: halved.test:" in line and " is down: " in line)
+        bench.connecting.log.wait(lambda line: f"{listen}: halved.test:" in line and line.endswith(" is up"))
+        for _ in range(3):
+            assert said(bench.connecting.connect(listen), b"hello") == b"hello"
 
 
 def test_either_side_may_end_its_half_first(bench: Bench) -> None:

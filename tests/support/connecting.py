@@ -33,7 +33,9 @@ def echo(sock: ssl.SSLSocket) -> None:
     sock.unwrap()
 
 
-def tls_serving(context: ssl.SSLContext, handle: Handle = echo) -> AbstractContextManager[str]:
+def tls_serving(
+    context: ssl.SSLContext, handle: Handle = echo, address: tuple[str, int] = ("127.0.0.1", 0)
+) -> AbstractContextManager[str]:
     """A TLS server with a thread for each connection: its ``host:port``. An end without close_notify is an error."""
 
     def serve(sock: socket.socket) -> None:
@@ -41,7 +43,7 @@ def tls_serving(context: ssl.SSLContext, handle: Handle = echo) -> AbstractConte
         with context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False) as tls:
             handle(tls)
 
-    return serving(serve)
+    return serving(serve, address)
 
 
 class Connecting:

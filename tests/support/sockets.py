@@ -11,7 +11,7 @@ from support.gateway import DEADLINE
 
 
 @contextmanager
-def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+def serving(serve: Callable[[socket.socket], None], address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[str]:
     """An upstream that treats each connection so: its ``host:port``."""
 
     def handle(sock: socket.socket) -> None:
@@ -29,10 +29,10 @@ def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
                 return
             threading.Thread(target=handle, args=(sock,), daemon=True).start()
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(address) as server:
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+        yield f"{address[0]}:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
         thread.join(DEADLINE)
 

@@ -66,10 +66,13 @@ class Check:
             self._server.close(REFUSAL)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._candidate is not None:
-            failure = error or ConnectionAbortedError("the server ended the connection at once")
-            self._checker.failed(self._candidate, failure)
-        self._over()
+        candidate, self._candidate = self._candidate, None
+        if candidate is None or self._dialling is None:
+            self._over()
+            return
+        failure = error or ConnectionAbortedError("the server ended the connection at once")
+        self._checker.failed(candidate, failure)
+        self._dialling.next(failure)
 
     def pause_writing(self) -> None:
         """Nothing is written."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Literal, Protocol
 
 from tlsproxy.connector.dialling import Candidate, Dialler, Dialling
@@ -116,7 +117,8 @@ class Connection:
         if self.candidate is None or not (prompt or isinstance(error, ServerRefused)):
             return False
         failure = error or ConnectionAbortedError("the server ended the connection at once")
-        self._connector.failed(self.candidate, failure)
+        # Where no other address follows for this client, the target is down until a check finds one for the next.
+        self._connector.failed(replace(self.candidate, last=self.candidate.last or self._sent), failure)
         return not self._sent
 
     def _redial(self) -> None:
