@@ -27,6 +27,8 @@ CLIENTS = 1
 WORKERS = 2
 ELSEWHERE = "127.0.0.2"
 """Address of dead nodes: nothing else takes their ports here."""
+NAMED = (("upstream", "a"), ("other", "b"))
+"""Nodes, one of which has the name that a single upstream has in logs."""
 
 
 class Nodes:
@@ -159,6 +161,20 @@ def test_the_page_has_a_row_for_each_node(nodes: Nodes) -> None:
         assert upstream.url in page
 
 
+def test_a_node_of_its_own_name_drains_no_single_upstream(nodes: Nodes, site: Site) -> None:
+    """Last: it changes the gateway."""
+    named = [{"name": name, "rest": nodes.rest[one].url, "grpc": nodes.grpc[one].url} for name, one in NAMED]
+    site.edit_config(nodes.path, upstream={"nodes": named})
+    nodes.gateway.reloaded()
+    assert command(nodes.path, nodes.gateway, "node", "upstream", "drain")[0] == 0
+    single = {"nodes": [], "rest": nodes.rest["a"].url, "grpc": nodes.grpc["a"].url}
+    site.edit_config(nodes.path, upstream=single)
+    nodes.gateway.reloaded()
+    with Client(nodes.gateway, site.client()) as client, channel(nodes.gateway, site) as opened:
+        assert (read(client), called(opened)) == ("REST 200", "gRPC OK")
+    assert command(nodes.path, nodes.gateway, "node", "upstream", "up")[0] == 0
+
+
 def test_without_a_gateway(site: Site) -> None:
     entries = [{"name": name, "rest": f"http://127.0.0.1:{port}"} for name, port in (("a", 9), ("b", 10), ("c", 11))]
     entries[2]["drain"] = True
@@ -171,4 +187,20 @@ def test_without_a_gateway(site: Site) -> None:
     assert command(config, None, "unlock", "--all")[0] == 0
     assert command(config, None, "nodes")[1].startswith("a: drained"), "locks are lifted, no node is taken back"
     assert command(config, None, "node", "a", "up")[:2] == (0, "a: up\n")
+    assert command(config, None, "nodes")[1].startswith("a: not asked")
+
+
+def test_a_drained_node_that_is_removed(site: Site) -> None:
+    entries = [{"name": name, "rest": f"http://127.0.0.1:{port}"} for name, port in (("a", 9), ("b", 10))]
+    config = site.write_config(entries)
+    assert command(config, None, "node", "a", "drain")[0] == 0
+    assert "http://127.0.0.1:9 (drained), http://127.0.0.1:10," in command(config, None, "check")[1]
+    site.edit_config(config, upstream={"nodes": entries[:1]})
+    assert "every node is drained (a)" in command(config, None, "check")[2]
+    site.edit_config(config, upstream={"nodes": entries[1:]})
+    assert "every node" not in command(config, None, "check")[2]
+    assert "no node of this name" in command(config, None, "node", "a", "drain")[2]
+    assert command(config, None, "node", "a", "up")[:2] == (0, "a: up, once upstream.nodes has it again\n")
+    assert "no node of this name" in command(config, None, "node", "a", "up")[2]
+    site.edit_config(config, upstream={"nodes": entries})
     assert command(config, None, "nodes")[1].startswith("a: not asked")

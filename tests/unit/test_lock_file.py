@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tlsproxy.authz.locks import Lock
 from tlsproxy.cli import lock_store, main
-from tlsproxy.config.locks import FileEntry, LockFile, lock_path, moment, read_lock_file, write_lock_file
+from tlsproxy.config.locks import DrainEntry, FileEntry, LockFile, lock_path, moment, read_lock_file, write_lock_file
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.lock_file import LockFileWatch, first_locks
 
@@ -205,3 +205,17 @@ def test_a_file_that_goes_before_the_first_look(config: Path) -> None:
     command(config, "unlock", "--all")
     assert asyncio.run(watch.read(NOW + 2))
     assert (watch.fault, watch.state.value.in_force(NOW)) == (None, {})
+
+
+def test_drained_nodes_stay_drained_without_the_file(config: Path) -> None:
+    file = LockFile(drained=(DrainEntry(node="a"), DrainEntry(node="\x1b[31m")))
+    lock_path(config).write_bytes(write_lock_file(file))
+    watch = LockFileWatch(config, first_locks(config))
+    lock_path(config).unlink()
+    assert asyncio.run(watch.read(NOW))
+    assert watch.state.value.drained == file.drained
+    assert watch.fault is not None
+    assert watch.fault.text.endswith("is gone: drained until `tlsproxy node NAME up`: a, \\x1b[31m")
+    lock_path(config).write_bytes(write_lock_file(LockFile()))
+    assert asyncio.run(watch.read(NOW + 1))
+    assert (watch.fault, watch.state.value.drained) == (None, ())

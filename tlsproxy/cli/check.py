@@ -31,6 +31,7 @@ from tlsproxy.snapshot.jwks import fetch_faults, fetched_from
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
 from tlsproxy.snapshot.name_resolution import node_name
+from tlsproxy.snapshot.nodes import drain_warnings
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 from tlsproxy.text import printable
 
@@ -82,7 +83,14 @@ def check(config_path: Path, *, for_reload: bool, connect: bool, as_user: str | 
     now = time.time()
     dated = (*generation.material.warnings(now), *expiry_warnings(lifetimes_of(generation, bundle), now))
     fetching = (fault for source in key_sources(generation.config) for fault in fetch_faults(source))
-    found = (*faults, *generation.warnings, *dated, *first.inputs.warnings, *fetching)
+    found = (
+        *faults,
+        *generation.warnings,
+        *drain_warnings(generation.nodes),
+        *dated,
+        *first.inputs.warnings,
+        *fetching,
+    )
     for warning in (*found, *start_warnings(generation.config, units)):
         click.echo(f"warning: {warning}", err=True)
     if connect:

@@ -41,14 +41,18 @@ def node(config_path: Path, admin: str | None, name: str, action: str, reason: s
     with explained():
         nodes = read_configuration(config_path, os.environ).config.upstream.nodes
         chosen = next((one for one in nodes if one.name == name), None)
-        if chosen is None:
+        removed = chosen is None and not drain and name in _drained(config_path)
+        if chosen is None and not removed:
             names = [one.name for one in nodes]
             raise click.UsageError(f"no node of this name in upstream.nodes{did_you_mean(name, names)}")
-        if chosen.drain and not drain:
+        if chosen is not None and chosen.drain and not drain:
             raise click.UsageError("`drain: true` in the configuration holds it: set it to false there")
         server, _ = asked(config_path, admin)
         entry = DrainEntry(node=name, by=operator(), at=moment(time.time()), reason=reason)
         lock_store.change(config_path, lambda file: _changed(file, nodes, entry, drain=drain))
+        if removed:
+            click.echo(f"{printable(name)}: up, once upstream.nodes has it again")
+            return
         click.echo(f"{printable(name)}: {'drained' if drain else 'up'}")
     done = awaited(config_path, server, lambda status: _taken_up(status, name, drain=drain) or None)
     if done is None:
@@ -65,7 +69,7 @@ def nodes(config_path: Path, admin: str | None, *, as_json: bool) -> None:
         server, status = asked(config_path, admin)
         if status is None:
             config = read_configuration(config_path, os.environ).config
-            drained = {entry.node for entry in lock_store.read(config_path).drained}
+            drained = _drained(config_path)
             rows = [_configured(one, drained) for one in config.upstream.nodes]
         else:
             rows = list(status.get("nodes", ()))
@@ -78,6 +82,11 @@ def nodes(config_path: Path, admin: str | None, *, as_json: bool) -> None:
         click.echo("one upstream: upstream.nodes names none")
     if server is None:
         tell_unasked()
+
+
+def _drained(config_path: Path) -> set[str]:
+    """Names in the file."""
+    return {entry.node for entry in lock_store.read(config_path).drained}
 
 
 def _configured(one: NodeConfig, drained: set[str]) -> dict[str, Any]:

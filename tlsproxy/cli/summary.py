@@ -34,7 +34,7 @@ def summary(generation: Generation, bundle: Bundle | None = None) -> Iterator[st
         yield from (f"  only       {confinement}" for confinement in material.anchors.confinements(anchor))
     for crl in material.crls:
         yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {utc_time(crl.next_update)}"
-    yield from _served(generation.config)
+    yield from _served(generation)
     yield from _callers(generation)
     yield from _limits(generation.config)
 
@@ -52,7 +52,8 @@ def _bundle(settings: BundleConfig, bundle: Bundle) -> Iterator[str]:
     yield f"  files      {', '.join(sorted(bundle.files))}"
 
 
-def _served(config: Config) -> Iterator[str]:
+def _served(generation: Generation) -> Iterator[str]:
+    config = generation.config
     known = balancers_of(config)
     for entry in listening(config):
         through = map(str, known[entry.name] or ())
@@ -62,9 +63,10 @@ def _served(config: Config) -> Iterator[str]:
         scheme = "" if health.listen.startswith(UNIX) else "https://" if health.tls else "http://"
         yield f"serves health checks on {scheme}{health.listen}"
     protocols = {protocol for entry in listening(config) for protocol in entry.protocols}
+    drained = {node.name for node in generation.nodes if node.drained}
     nodes = nodes_of(config.upstream)
     for protocol in (one for one in PROTOCOLS if one in protocols):
-        urls = ", ".join(getattr(node, protocol) + " (drained)" * node.drain for node in nodes)
+        urls = ", ".join(getattr(node, protocol) + " (drained)" * (node.name in drained) for node in nodes)
         yield f"upstream for {titles((protocol,))}: {urls}, {_upstream_key(config.upstream)}"
     for listener in config.listeners:
         if listener.mode == "tcp":

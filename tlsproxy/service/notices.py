@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.lifetimes import Lifetime, lifetimes_of
+from tlsproxy.snapshot.nodes import drain_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ class Notices:
         """All warnings but those on expiry, which :mod:`tlsproxy.service.expiry_log` logs at their moments."""
         return (
             *generation.warnings,
+            *drain_warnings(generation.nodes),
             *generation.material.warnings(now),
             *inputs.warnings,
             *(

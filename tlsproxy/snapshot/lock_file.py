@@ -14,6 +14,7 @@ from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import bounded_io
 from tlsproxy.snapshot.reading import UnstableInputs, read_argument
 from tlsproxy.snapshot.states import Fault, Input, InputState
+from tlsproxy.text import printable
 from tlsproxy.threads import in_thread
 
 if TYPE_CHECKING:
@@ -84,12 +85,19 @@ class LockFileWatch:
             holding = len(former.in_force(now))
             return f"{error}; {_counted(holding)} in force as before" if holding else str(error)
         if found is None:
-            lost = len(former.in_force(now))
-        if not lost:
-            return ""
-        what = "is gone" if found is None else "does not have all locks any more"
-        kept = f"{_counted(lost)} in force until `tlsproxy unlock`, or `tlsproxy unlock --all`"
-        return f"{self.path}: {what}: {kept}"
+            kept = [_held(len(former.in_force(now))), _drained(former)]
+            text = "; ".join(filter(None, kept))
+            return f"{self.path}: is gone: {text}" if text else ""
+        return f"{self.path}: does not have all locks any more: {_held(lost)}" if lost else ""
+
+
+def _held(locks: int) -> str:
+    return f"{_counted(locks)} in force until `tlsproxy unlock`, or `tlsproxy unlock --all`" if locks else ""
+
+
+def _drained(file: LockFile) -> str:
+    names = ", ".join(printable(entry.node) for entry in file.drained)
+    return f"drained until `tlsproxy node NAME up`: {names}" if names else ""
 
 
 def _counted(locks: int) -> str:

@@ -11,7 +11,7 @@ from tlsproxy.config.upstream import nodes_of
 from tlsproxy.snapshot.name_resolution import node_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tlsproxy.config.locks import LockFile
     from tlsproxy.config.model import Config, HttpProtocol
@@ -73,6 +73,15 @@ def nodes_in(config: Config, names: Mapping[str, Resolved], tls: ServerTls) -> t
 
 
 def drained_by(nodes: Sequence[Node], config: Config, file: LockFile) -> tuple[Node, ...]:
-    """The same nodes, drained by the configuration or by the lock ``file``."""
-    named = {entry.node for entry in file.drained} | {one.name for one in nodes_of(config.upstream) if one.drain}
+    """The same nodes, drained by the configuration or by the lock ``file``; that one is of `upstream.nodes` alone."""
+    named = {one.name for one in config.upstream.nodes if one.drain}
+    if config.upstream.nodes:
+        named.update(entry.node for entry in file.drained)
     return tuple(replace(one, drained=one.name in named) for one in nodes)
+
+
+def drain_warnings(nodes: Sequence[Node]) -> Iterator[str]:
+    """Warning where all are drained: configuration and lock file may each leave some, and together none."""
+    if all(node.drained for node in nodes):
+        names = ", ".join(node.name for node in nodes)
+        yield f"every node is drained ({names}): nothing is served until `tlsproxy node NAME up`, or a reload"
