@@ -138,8 +138,8 @@ def told(client: Any, now: int, *names: str) -> None:
     client.eval(at("fail", now), 2, "failures", "failed", *values)
 
 
-def locked(client: Any, now: int, name: str) -> None:
-    client.eval(at("lock", now), 3, "locks", "locked", "ends", 10, name, "L", "text", -1)
+def locked(client: Any, now: int, name: str, seconds: int = -1) -> None:
+    client.eval(at("lock", now), 3, "locks", "locked", "ends", 10, name, "L", "text", seconds)
 
 
 HOUR = 3_600_000_000
@@ -191,7 +191,42 @@ def test_all_keys_but_those_of_locks_expire(server: RedisServer) -> None:
         locked(client, BEGIN, "a")
         met(client, BEGIN)
         lasting = {key for key in client.scan_iter() if client.pttl(key) < 0}
-        assert lasting == {b"locks", b"locked"}
+        assert lasting == {b"locks", b"locked", b"ends"}
+
+
+@needs_store
+@pytest.mark.parametrize("evicted", MEET[1:])
+def test_a_store_that_evicts_one_key_has_lost_those_that_belong_to_it(server: RedisServer, evicted: str) -> None:
+    """So that gateways see it, and tell all of it again."""
+    with server.client() as client:
+        client.flushall()
+        told(client, BEGIN, "a")
+        locked(client, BEGIN, "a")
+        locked(client, BEGIN, "b", seconds=60)
+        _, accounts, _, locks, *_ = met(client, BEGIN)
+        assert (accounts[::3], locks[::2]) == ([b"a"], [b"a", b"b"])
+        client.delete(evicted)
+        _, accounts, _, locks, _, number, _ = met(client, BEGIN)
+        failing = evicted in {"failures", "failed"}
+        assert (accounts[::3], locks[::2], number) == (([], [b"a", b"b"], 2) if failing else ([b"a"], [], 0))
+        assert not client.exists(*(MEET[1:3] if failing else MEET[3:]))
+
+
+@needs_store
+def test_a_store_that_is_full_takes_no_presence(server: RedisServer) -> None:
+    """Else it would be there at one meeting, and away at the next draw."""
+    with server.client() as client:
+        client.flushall()
+        client.config_set("maxmemory", 1)
+        try:
+            for now in (BEGIN, BEGIN + HOUR):
+                with pytest.raises(redis.exceptions.OutOfMemoryError):
+                    met(client, now)
+                client.config_set("maxmemory", 0)
+                met(client, now)
+                client.config_set("maxmemory", 1)
+        finally:
+            client.config_set("maxmemory", 0)
 
 
 @needs_store
@@ -257,6 +292,7 @@ async def asked(url: str, access: StoreAccess = StoreAccess(), timeout: float = 
     (b"-READONLY You can't write against a read only replica.\r\n", "read_only", "name the primary"),
     (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", "full", "maxmemory"),
     (b"-NOAUTH Authentication required.\r\n", "credentials", "shared.password_file"),
+    (b"-ERR Protocol error: unauthenticated multibulk length\r\n", "credentials", "shared.password_file"),
     (b"-NOPERM this user has no permissions\r\n", "credentials", "shared.user"),
     (b"-MASTERDOWN Link with MASTER is down\r\n", "read_only", "MASTER is down"),
     (b"-ERR \x1b[31munknown command\r\n", "error", "unknown command"),

@@ -16,11 +16,7 @@ for at = 2, #ARGV, 4 do
     redis.call('HSET', KEYS[1], id, state .. ARGV[at + 2])
     redis.call('ZADD', KEYS[2], string.format('%.0f', moment), id)
     moment = moment + 1
-    if seconds < 0 then
-      redis.call('ZREM', KEYS[3], id)
-    else
-      redis.call('ZADD', KEYS[3], string.format('%.0f', now + seconds * 1000000), id)
-    end
+    redis.call('ZADD', KEYS[3], seconds < 0 and '+inf' or string.format('%.0f', now + seconds * 1000000), id)
   end
 end
 return refused

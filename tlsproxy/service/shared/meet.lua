@@ -10,15 +10,29 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local most = tonumber(ARGV[5])
 
+local longest = now + ARGV[2] * 2000000 -- beyond it are those of before the clock was set back
+local seen = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
+local joined = (seen <= now or seen >= longest) and 1 or 0
+-- First of all writes, since a store that is full refuses only the first one of a script.
+redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000000), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
-if tonumber(ARGV[2]) > 0 then -- those of before the clock was set back
-  redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + ARGV[2] * 2000000), '+inf')
+if tonumber(ARGV[2]) > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', longest), '+inf')
 end
-local joined = redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2] * 1000000), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], 60000)
 local gateways = {}
 if redis.call('ZCARD', KEYS[1]) ~= tonumber(ARGV[7]) then
   gateways = redis.call('ZRANGE', KEYS[1], 0, -1)
+end
+
+-- A store that evicts keys may have lost one alone: what belongs to it is lost too, and is told again.
+for _, keys in ipairs({{KEYS[2], KEYS[3]}, {KEYS[4], KEYS[5], KEYS[6]}}) do
+  local size = redis.call('HLEN', keys[1])
+  for at = 2, #keys do
+    if redis.call('ZCARD', keys[at]) ~= size then
+      redis.call('DEL', unpack(keys))
+    end
+  end
 end
 
 local old = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now - ARGV[6] * 1000000), 'LIMIT', 0, most)
