@@ -79,6 +79,8 @@ def test_keys_are_told_apart() -> None:
         {"version": True},
         {"version": 1 << 60},
         {"created": "yesterday"},
+        {"created": "0001-01-01T00:00:00+14:00"},
+        {"expires": "9999-12-31T23:59:59-14:00"},
         {"expires": 7},
         {"files": []},
         {"files": {"../a": ""}},

@@ -9,7 +9,6 @@ their names; the others are the files that those name, such as CAs, CRLs and key
 
 from __future__ import annotations
 
-import binascii
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -178,7 +177,7 @@ def _read(name: str, signer: str, document: bytes) -> Bundle:
         created = _moment(found["created"])
         expires = None if found["expires"] is None else _moment(found["expires"])
         return Bundle(_version(version), created, expires, signer, dict(_files(files)))
-    except (ValueError, LookupError, TypeError, AttributeError, binascii.Error):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         raise MaterialError(name, "is signed, and its document cannot be read: sign it with this version") from None
 
 
