@@ -55,7 +55,11 @@ _OUTCOMES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (exceptions.TimeoutError, "timeout"),
     (exceptions.ConnectionError, "unreachable"),
 )
-_SAID: Final = {"BUSY ": "busy", "The user executing the script can't run this": "credentials"}
+_SAID: Final = {
+    "BUSY ": "busy",
+    "The user executing the script can't run this": "credentials",
+    "Protocol error: unauthenticated": "credentials",
+}
 """Begins of errors that have no class of their own."""
 _ADVICE: Final = {
     "busy": "a script of another program holds it",
