@@ -8,9 +8,11 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from support.raw_request import ask
 from support.site import CONFIG, Site
 from support.systemd_machine import Machine, needs_machine
 from support.upstream import ScriptedUpstream
+from support.wheelhouse import wheelhouse
 
 ROOT = Path(__file__).parents[2]
 PYTHON = "/usr/bin/python3"
@@ -110,11 +113,32 @@ def _drop_in(directory: Path, text: str) -> None:
     (directory / "test.conf").write_text(text)
 
 
-def make(target: str, tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def make(target: str, tree: Path, more: Mapping[str, str] = {}, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``more`` are variables of the environment."""
     command = ["make", "-s", target, f"DESTDIR={tree}", *(f"{name}={value}" for name, value in variables.items())]
     # Not as a part of the `make` that runs the tests, of whose jobs it would warn.
     environ = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}}
+    environ |= more
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=150, check=False)
+
+
+def without_index(directory: Path) -> dict[str, str]:
+    """pip's environment, with wheels of what is installed beside these tests, where that is for the same Python.
+
+    An index lists 58,000 files of what tlsproxy needs: to look at them takes pip most of the time of an installation.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    command = [PYTHON, "-c", "import sys; print(*sys.version_info[:2])"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if version != [str(part) for part in sys.version_info[:2]]:
+        return {}
+    if not wheelhouse(directory, *project["project"]["dependencies"]):
+        return {}
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--dest", str(directory), *project["build-system"]["requires"]]
+    if subprocess.run(command, capture_output=True, timeout=DEADLINE, check=False).returncode:
+        return {}
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(directory)}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +149,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("tree")
     (tree / FOREIGN).parent.mkdir(parents=True)
     (tree / FOREIGN).write_text("mine")
-    done = make("install", tree, PYTHON=PYTHON)
+    done = make("install", tree, without_index(tmp_path_factory.mktemp("wheels")), PYTHON=PYTHON)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"installed below {tree}\n"
     assert done.stderr == f"{tree}/{FOREIGN} is somebody else's and is kept; ours is /opt/tlsproxy/{LINKED[-1]}\n"
