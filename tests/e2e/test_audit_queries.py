@@ -16,10 +16,12 @@ from support.upstream import ScriptedUpstream
 ASK = ("POST", "/audit/logs")
 
 
-@pytest.fixture
-def gateway(own_site: Site, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    config = own_site.write_config(upstream.url, audit={"dir": str(own_site.directory / "audit")})
-    with Gateway(config) as running:
+@pytest.fixture(scope="module")
+def gateway(
+    site: Site, shared_upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    audit = {"dir": str(tmp_path_factory.mktemp("audit"))}
+    with Gateway(site.write_config(shared_upstream.url, audit=audit)) as running:
         yield running
 
 
@@ -35,21 +37,22 @@ def entries(gateway: Gateway, site: Site, least: int = 0, **query: Any) -> list[
                 return found
 
 
-def test_what_was_decided_is_found(own_site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
-    with Client(gateway, own_site.client("ingest")) as connection:
+def test_what_was_decided_is_found(site: Site, gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
+    with Client(gateway, site.client("ingest")) as connection:
         for name in ("docs", "other", "docs"):
             connection.ask("GET", f"/collections/{name}")
-    found = entries(gateway, own_site, 3, filters={"method": "get_collection"})
+    asked = {"method": "get_collection", "role": "ingest"}
+    found = entries(gateway, site, 3, filters=asked)
     assert [each["result"] for each in found] == ["ok", "denied", "ok"]
-    assert [each["collection"] for each in entries(gateway, own_site, 1, filters={"status": "403"})] == ["other"]
-    assert len(entries(gateway, own_site, limit=2)) == 2
-    assert entries(gateway, own_site, filters={"method": "get_collection", "result": "x"}) == []
+    assert [each["collection"] for each in entries(gateway, site, filters=asked | {"status": "403"})] == ["other"]
+    assert len(entries(gateway, site, limit=2)) == 2
+    assert entries(gateway, site, filters=asked | {"result": "x"}) == []
     now = datetime.now(UTC)
-    assert entries(gateway, own_site, time_from=(now + timedelta(hours=1)).isoformat()) == []
-    assert entries(gateway, own_site, time_to=(now - timedelta(hours=1)).isoformat()) == []
+    assert entries(gateway, site, time_from=(now + timedelta(hours=1)).isoformat()) == []
+    assert entries(gateway, site, time_to=(now - timedelta(hours=1)).isoformat()) == []
     past = (now - timedelta(hours=1)).isoformat().replace("+00:00", "Z")
-    assert len(entries(gateway, own_site, time_from=past, filters={"method": "get_collection"})) == 3
-    assert not any("audit" in each.line for each in upstream.requests)
+    assert len(entries(gateway, site, time_from=past, filters=asked)) == 3
+    assert not any("audit" in each.line for each in shared_upstream.requests)
 
 
 def ask(gateway: Gateway, site: Site, body: bytes, client: str = "admin", **fields: str) -> Response:
@@ -65,9 +68,9 @@ def ask(gateway: Gateway, site: Site, body: bytes, client: str = "admin", **fiel
         b'{"time_from": 1}',
     ],
 )  # fmt: skip
-def test_malformed_questions(own_site: Site, gateway: Gateway, body: bytes) -> None:
+def test_malformed_questions(site: Site, gateway: Gateway, body: bytes) -> None:
     """What follows on the connection is still a request of its own."""
-    with gateway.connect(own_site.client()) as sock:
+    with gateway.connect(site.client()) as sock:
         follows = request("GET", "/collections/docs")
         sock.sendall(request(*ASK, [("content-length", str(len(body)))], body) + follows)
         received = b""
@@ -79,14 +82,14 @@ def test_malformed_questions(own_site: Site, gateway: Gateway, body: bytes) -> N
     assert b"HTTP/1.1 200 " in received
 
 
-def test_who_may_not(own_site: Site, gateway: Gateway) -> None:
+def test_who_may_not(site: Site, gateway: Gateway) -> None:
     for client in ("search", "ingest", "stranger"):
-        assert ask(gateway, own_site, b"{}", client).status == 403
-    assert ask(gateway, own_site, b'{"x": "' + b"y" * 70_000 + b'"}').status == 400
+        assert ask(gateway, site, b"{}", client).status == 403
+    assert ask(gateway, site, b'{"x": "' + b"y" * 70_000 + b'"}').status == 400
 
 
-def test_a_body_in_pieces(own_site: Site, gateway: Gateway) -> None:
-    with gateway.connect(own_site.client()) as sock:
+def test_a_body_in_pieces(site: Site, gateway: Gateway) -> None:
+    with gateway.connect(site.client()) as sock:
         head = request(*ASK, [("content-length", "12")])
         for piece in (head[:30], head[30:], b'{"limit"'):
             sock.sendall(piece)
@@ -98,23 +101,23 @@ def test_a_body_in_pieces(own_site: Site, gateway: Gateway) -> None:
             received += data
 
 
-def test_a_body_in_chunks(own_site: Site, gateway: Gateway) -> None:
-    assert len(entries(gateway, own_site, 2)) >= 2
+def test_a_body_in_chunks(site: Site, gateway: Gateway) -> None:
+    assert len(entries(gateway, site, 2)) >= 2
     chunked = {"transfer-encoding": "chunked"}
-    with Client(gateway, own_site.client()) as connection:
+    with Client(gateway, site.client()) as connection:
         for _ in range(2):
             body = b'8\r\n{"limit"\r\n4\r\n: 1}\r\n0\r\n\r\n'
             found = connection.ask(*ASK, list(chunked.items()), body)
             assert (found.status, len(found.json["result"]["entries"])) == (200, 1)
-    assert ask(gateway, own_site, b"0\r\n\r\n", **chunked).status == 400
-    broken = ask(gateway, own_site, b"x\r\n", **chunked)
+    assert ask(gateway, site, b"0\r\n\r\n", **chunked).status == 400
+    broken = ask(gateway, site, b"x\r\n", **chunked)
     assert (broken.status, broken.closing) == (400, True)
-    large = ask(gateway, own_site, b"10001\r\n" + b"y" * 65_537 + b"\r\n0\r\n\r\n", **chunked)
+    large = ask(gateway, site, b"10001\r\n" + b"y" * 65_537 + b"\r\n0\r\n\r\n", **chunked)
     assert (large.status, large.closing) == (400, True)
 
 
-def test_who_waits_to_be_told_to_send_the_question(own_site: Site, gateway: Gateway) -> None:
-    with gateway.connect(own_site.client()) as sock:
+def test_who_waits_to_be_told_to_send_the_question(site: Site, gateway: Gateway) -> None:
+    with gateway.connect(site.client()) as sock:
         sock.sendall(request(*ASK, [("transfer-encoding", "chunked"), ("expect", "100-continue")]))
         assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"2\r\n{}\r\n0\r\n\r\n")

@@ -12,8 +12,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from support.gateway import DEADLINE, Lines
 from support.operator_tools import tool
+
+from tlsproxy.cli import main
 
 STEPS = (
     "an embedded Qdrant in plaintext on 127.0.0.1:",
@@ -34,11 +37,15 @@ STEPS = (
 ENVIRON = {"PATH": os.defpath, "PYTHONWARNINGS": "error"}
 
 
-def test_once(tmp_path: Path) -> None:
-    directory = tmp_path / "demo"
-    command = [sys.executable, "-m", "tlsproxy", "demo", "--once", "--dir", str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=ENVIRON)
-    assert done.returncode == 0, done.stdout + done.stderr
+def demo_once(directory: Path) -> Result:
+    """In this process, which has imported the clients; upstream and gateway are processes of their own."""
+    return CliRunner().invoke(main, ["demo", "--once", "--dir", str(directory)])
+
+
+def test_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")  # theirs
+    done = demo_once(tmp_path / "demo")
+    assert done.exit_code == 0, done.output
     told = [line.removeprefix("✓ ") for line in done.stdout.splitlines() if line.startswith("✓ ")]
     assert len(told) == len(STEPS), done.stdout
     for line, step in zip(told, STEPS, strict=True):
@@ -87,9 +94,8 @@ def test_it_stays_up_until_it_is_told(tmp_path: Path) -> None:
 
 def test_another_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("do not touch")
-    command = [sys.executable, "-m", "tlsproxy", "demo", "--once", "--dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False, env=ENVIRON)
-    assert done.returncode == 1
+    done = demo_once(tmp_path)
+    assert done.exit_code == 1
     assert "is not empty" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

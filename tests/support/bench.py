@@ -10,21 +10,24 @@ from pathlib import Path
 import pytest
 
 from bench.build import build, missing
+from bench.errors import CannotBuildError
 from bench.peers import PEERS
 from bench.venv import PLOTS
 
 
 def built(factory: pytest.TempPathFactory) -> Path:
     """The directory of the load generator and the upstream, which all processes of a run share."""
-    lacking = missing()
-    if lacking is not None:
-        pytest.skip(lacking)
     own = factory.getbasetemp()
     directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "bench-build"
     directory.mkdir(exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        build(directory)
+        try:
+            build(directory)
+        except CannotBuildError as error:
+            if missing() is None:
+                raise
+            pytest.skip(str(error))
     return directory
 
 
