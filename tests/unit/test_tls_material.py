@@ -14,6 +14,8 @@ from snapshot_site import CLIENT, OTHER, ROOT, SERVER, SnapshotSite, hour
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.material import Material
+from tlsproxy.tls.owncert import CLIENT as AS_CLIENT
+from tlsproxy.tls.owncert import load_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,6 +232,8 @@ def test_an_encrypted_key_opens_with_its_passphrase_file(made: SnapshotSite, for
     assert "is the passphrase in tls.key_passphrase_file the right one?" in reason(made)
     made.write("passphrase", b"\n")
     assert "passphrase: is empty" in reason(made)
+    with pytest.raises(MaterialError, match="name its passphrase in key_passphrase_file beside it"):
+        load_key("client.key", material.key_pem, None, AS_CLIENT)  # of upstream.tls, upstream_tls or client mode
     made.write("passphrase", b"x" * 2000)
     assert "longer than the 1024 bytes" in reason(made)
 

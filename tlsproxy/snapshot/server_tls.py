@@ -49,7 +49,7 @@ class ServerTls:
             raise AssertionError("an upstream over TLS without a name, or without a section that says how")
         host = url.endpoint.host
         expected = ExpectedServer(
-            section.server_name or ("" if section.spiffe_id or section.spki_sha256 else host.rstrip(".")),
+            (section.server_name or ("" if section.spiffe_id or section.spki_sha256 else host)).rstrip("."),
             section.spiffe_id or "",
             frozenset(map(pin_of, section.spki_sha256)),
         )

@@ -44,16 +44,16 @@ PARSE_ERRORS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Use of a certificate in TLS, with its extended key usage. ``section`` is that of the configuration."""
+    """Use of a certificate in TLS, with its extended key usage. ``passphrase``: the setting for that of its key."""
 
     title: str
     purpose: x509.ObjectIdentifier
     usage: str
-    section: str
+    passphrase: str
 
 
-SERVER: Final = Use("server", ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth", "tls")
-CLIENT: Final = Use("client", ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth", "upstream.tls")
+SERVER: Final = Use("server", ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth", "tls.key_passphrase_file")
+CLIENT: Final = Use("client", ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth", "key_passphrase_file beside it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,12 @@ def load_key(path: str, data: bytes, passphrase: bytes | None, use: Use = SERVER
         return _openssh_key(path, block.data)
     encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block.data
     if encrypted and passphrase is None:
-        setting = f"{use.section}.key_passphrase_file"
-        raise MaterialError(path, f"the private key is encrypted; name its passphrase in {setting}")
+        raise MaterialError(path, f"the private key is encrypted; name its passphrase in {use.passphrase}")
     try:
         key = serialization.load_pem_private_key(block.data, passphrase if encrypted else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # The library's text may quote the key file, whose content must not be in any message.
-        right = f"is the passphrase in {use.section}.key_passphrase_file the right one?"
+        right = f"is the passphrase in {use.passphrase} the right one?"
         hint = right if encrypted else "write the file anew"
         text = f"the private key cannot be read ({type(error).__name__}); {hint}"
         raise MaterialError(path, text, unmatched=encrypted) from None
