@@ -1,7 +1,7 @@
 """Overlay of environment variables: `QDRANT__SECTION__KEY` overrides the file, as in Qdrant, in any case.
 
-Text keys take the value as it is, all others parse it as YAML. Lists and maps such as roles cannot be set. A variable
-that names no key is reported and ignored.
+Text keys and choices of texts take the value as it is, all others parse it as YAML. Lists and maps such as roles cannot
+be set. A variable that names no key is reported and ignored.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def overlay(tree: Tree, environ: Mapping[str, str], root: type[Section] = Config
 
 
 def _value(target: FieldInfo, text: str) -> Any:
-    return text if takes_text(target) else read_value(text)
+    return text if takes_text(target, text) else read_value(text)
 
 
 def _put(tree: Tree, path: tuple[str, ...], value: Any, where: Position) -> None:

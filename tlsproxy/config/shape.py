@@ -176,10 +176,10 @@ def takes_url(field: FieldInfo) -> bool:
     return str in _parts(field.annotation)
 
 
-def takes_text(field: FieldInfo) -> bool:
-    """Whether an environment variable's text is the value, without parsing."""
+def takes_text(field: FieldInfo, text: str) -> bool:
+    """Whether an environment variable's text is the value, without parsing: `1.3` may be one of a choice of texts."""
     parts = _parts(field.annotation)
-    return tuple not in parts and not {str, SecretStr, Path}.isdisjoint(parts)
+    return text in parts or (tuple not in parts and not {str, SecretStr, Path}.isdisjoint(parts))
 
 
 def _parts(annotation: Any) -> set[Any]:
