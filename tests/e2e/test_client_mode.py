@@ -311,6 +311,7 @@ def test_a_client_that_is_gone_during_the_dial_leaves_nothing(bench: Bench) -> N
     with bench.connecting.connect(PLAIN) as sock:
         assert sock.recv(1) == b""
     assert bench.connecting.metric("connect_connections_total", listener=PLAIN, result="full") == 1
+    bench.connecting.log.wait(lambda line: "limits.max_connections (2) is reached" in line)
     bench.configure()
 
 
@@ -388,8 +389,10 @@ def test_the_expected_server_is_a_matter_of_the_configuration_in_force(bench: Be
         bench.configure(tls={**TLS, **tls})
         assert ends_in_a_cut(bench.connecting.connect(PLAIN))
         assert bench.connecting.metric("connect_failures_total", listener=PLAIN, target=bench.good, reason=reason) > 0
+    for name in ("gw.test", "GW.test."):
+        bench.configure(tls={**TLS, "server_name": name})
+        assert said(bench.connecting.connect(PLAIN), b"hello") == b"hello"
     bench.configure()
-    assert said(bench.connecting.connect(PLAIN), b"hello") == b"hello"
 
 
 def test_a_configuration_that_is_refused_changes_nothing(bench: Bench) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tlsproxy.config.endpoints import listen_endpoint
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.connector.model import ConnectConfig, parse
 from tlsproxy.connector.reference import as_yaml
+from tlsproxy.proxy.frontend import listener
 
 REFERENCE = Path(__file__).parents[2] / "config" / "client.yaml"
 PATH = Path("/etc/tlsproxy/client.yaml")
@@ -69,6 +72,13 @@ def test_addresses_of_this_machine(listen: str) -> None:
     assert listening(listen=listen) == []
 
 
+def test_localhost_is_loopback_whatever_a_hosts_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(listener, "bound_socket", lambda host, _port: asked.append(host) or socket.socket())
+    listener.bind(listen_endpoint("localhost:6333"), 0).close()
+    assert asked == ["127.0.0.1"]
+
+
 @pytest.mark.parametrize(
     ("target", "text"),
     [
@@ -95,6 +105,14 @@ def test_one_address_for_each_listener() -> None:
     assert listening(targets=[])[0].startswith("listeners[0].targets: one is needed")
     assert problems(listeners=[])[0].startswith("listeners: one is needed")
     assert listening(targets=["gw:1", "gw:1"]) == ["listeners[0].targets[1]: is named twice"]
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:6333", "localhost:6333", "0.0.0.0:6333", "[::1]:7000"])
+def test_a_target_is_no_listener_of_its_own(target: str) -> None:
+    second = {"listen": "[::1]:7000", "targets": ["gw:1"]}
+    (problem,) = problems(listeners=[{**LISTENER, "targets": [target]}, second])
+    assert "connections would lead back to us without end" in problem
+    assert listening(targets=["127.0.0.2:6333", "127.0.0.1:6334"]) == []
 
 
 def test_all_mistakes_are_told_with_their_places_and_no_value() -> None:
@@ -143,11 +161,16 @@ def test_a_mode_is_for_a_socket_at_a_path() -> None:
 
 
 def test_the_environment_and_credentials_count_as_for_the_gateway() -> None:
-    environ = {"QDRANT__TLS__CERT": "other.pem", "QDRANT__LIMITS__MAX_CONNECTIONS": "5", "CREDENTIALS_DIRECTORY": "/c"}
+    environ = {
+        "QDRANT__TLS__MIN_VERSION": "1.3",
+        "QDRANT__TLS__CERT": "other.pem",
+        "QDRANT__LIMITS__MAX_CONNECTIONS": "5",
+        "CREDENTIALS_DIRECTORY": "/c",
+    }
     tree = {"listeners": [LISTENER], "tls": {**TLS, "cert": "c.pem", "key": "credential:key"}, "limits": None}
     config = parse(yaml.dump(tree).encode(), PATH, environ).config
     assert (config.tls.cert, config.tls.key) == (Path("/etc/tlsproxy/other.pem"), Path("/c/key"))
-    assert config.limits.max_connections == 5
+    assert (config.limits.max_connections, config.tls.min_version) == (5, "1.3")
     warned = parse(yaml.dump(tree).encode(), PATH, {**environ, "QDRANT__LIMITS__MAX": "5"}).warnings
     assert [str(one) for one in warned] == [
         "env QDRANT__LIMITS__MAX limits.max: no such key (did you mean 'limits'?); ignored"

@@ -26,6 +26,11 @@ class Endpoint:
     port: int
 
     @property
+    def bound(self) -> str:
+        """The host to listen on: `localhost` is loopback, whatever a hosts file says (RFC 6761 section 6.3)."""
+        return "127.0.0.1" if self.host == "localhost" else self.host
+
+    @property
     def loopback(self) -> bool:
         return self.host == "localhost" or (is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
 

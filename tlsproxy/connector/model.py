@@ -140,7 +140,8 @@ def _findings(config: ConnectConfig) -> Iterator[Finding]:
     for index, listener in enumerate(config.listeners):
         before = [each.listen for each in config.listeners[:index]]
         yield from _listen_findings(index, listener, before, taken)
-        yield from _target_findings(index, listener)
+    for index, listener in enumerate(config.listeners):
+        yield from _target_findings(index, listener, taken)
     yield from section_findings(("tls",), config.tls)
     if config.health.listen is not None:
         yield from _taken(("health", "listen"), config.health.listen, taken)
@@ -183,7 +184,9 @@ def _taken(
     taken.append((endpoint, dotted(path)))
 
 
-def _target_findings(index: int, listener: ConnectListener) -> Iterator[Finding]:
+def _target_findings(
+    index: int, listener: ConnectListener, taken: Collection[tuple[Endpoint | UnixSocket, str]]
+) -> Iterator[Finding]:
     if not listener.targets:
         yield Finding(("listeners", index, "targets"), "one is needed: [gateway.example.org:6333]")
     for place, target in enumerate(listener.targets):
@@ -200,5 +203,14 @@ def _target_findings(index: int, listener: ConnectListener) -> Iterator[Finding]
             check_host(endpoint.host)
         except ValueError as error:
             yield Finding(path, str(error))
+        if own := next((where for each, where in taken if _leads_to(endpoint, each)), None):
+            yield Finding(path, f"{own} listens there: connections would lead back to us without end")
         if target in listener.targets[:place]:
             yield Finding(path, "is named twice")
+
+
+def _leads_to(target: Endpoint, own: Endpoint | UnixSocket) -> bool:
+    """Whether a connection to the target would be one to an address of ours."""
+    if isinstance(own, UnixSocket) or not own.loopback:  # one that is not is a mistake of its own
+        return False
+    return own.port == target.port and (own.bound == target.bound or target.wildcard)

@@ -51,6 +51,7 @@ class Serving:
         self._acceptors: list[Acceptor] = []
         self._probe: Address | None = None
         self._ended: asyncio.Event | None = None
+        self._full = False
 
     def start(self, bound: Sequence[Bound]) -> None:
         """Accept on the sockets of all listeners."""
@@ -117,7 +118,7 @@ class Serving:
             sock.close()
             return
         if len(self._connections) >= self.limits.max_connections:
-            self.counted.connections[listen, "full"] += 1
+            self._turn_away(listen)
             sock.close()
             return
         sock.setblocking(False)
@@ -127,6 +128,12 @@ class Serving:
         self._connections.add(connection)
         self.counted.open[listen] += 1
         connection.begin()
+
+    def _turn_away(self, listen: str) -> None:
+        self.counted.connections[listen, "full"] += 1
+        if not self._full:
+            self._full = True
+            _log.warning("limits.max_connections (%d) is reached: more are closed", self.limits.max_connections)
 
     # For connections
 
@@ -183,6 +190,8 @@ class Serving:
 
     def ended(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if len(self._connections) <= self.limits.max_connections / 2:  # a line for each crowd, not for each client
+            self._full = False
         self._leaving.discard(connection)
         self.counted.open[connection.listen] -= 1
         self.counted.connections[connection.listen, connection.result] += 1

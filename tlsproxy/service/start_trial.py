@@ -41,7 +41,7 @@ def start_faults(config: Config, units: Sequence[SocketUnit], now: float) -> Ite
             yield from _unix_faults(key, endpoint)
             continue
         try:
-            with closing(bound_socket(endpoint.host, 0)) as sock:
+            with closing(bound_socket(endpoint.bound, 0)) as sock:
                 address = sock.getsockname()[0]
         except OSError as error:
             yield f"{key}: cannot listen on {endpoint.host}: {error.strerror}"
@@ -69,7 +69,7 @@ def start_warnings(config: Config, units: Sequence[SocketUnit]) -> Iterator[str]
     for key, endpoint in _own(config, units):
         if isinstance(endpoint, Endpoint) and 0 < endpoint.port < PRIVILEGED:
             try:
-                bound_socket(endpoint.host, endpoint.port).close()
+                bound_socket(endpoint.bound, endpoint.port).close()
             except OSError as error:
                 if error.errno == errno.EACCES:
                     yield f"{key}: port {endpoint.port} needs CAP_NET_BIND_SERVICE, or a socket unit"

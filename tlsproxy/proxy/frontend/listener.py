@@ -40,7 +40,7 @@ def bind(endpoint: Endpoint | UnixSocket, mode: int) -> ListeningSocket:
     try:
         if isinstance(endpoint, UnixSocket):
             return ListeningSocket(*bind_unix(endpoint, mode, BACKLOG))
-        sock = bound_socket(endpoint.host, endpoint.port)
+        sock = bound_socket(endpoint.bound, endpoint.port)
         try:
             sock.listen(BACKLOG)
         except OSError:

@@ -123,7 +123,7 @@ def _same(endpoint: Endpoint | UnixSocket, sock: socket.socket) -> bool:
     if family != sock.family or endpoint.port != sock.getsockname()[1]:
         return False
     try:
-        resolved: list[Any] = socket.getaddrinfo(endpoint.host, endpoint.port, family, socket.SOCK_STREAM)
+        resolved: list[Any] = socket.getaddrinfo(endpoint.bound, endpoint.port, family, socket.SOCK_STREAM)
     except OSError:
         return False
     return sock.getsockname()[0] in {address[0] for *_, address in resolved}
