@@ -293,6 +293,12 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "upstream_user": ({"upstream": {"rest": "http://u@127.0.0.1:1"}}, "upstream.rest: a user or password"),
     "upstream_portless": ({"upstream": {"rest": "http://127.0.0.1"}}, "upstream.rest: the port is missing"),
     "upstream_no_url": ({"upstream": {"rest": "127.0.0.1:16333"}}, "upstream.rest: http://host:port or https:"),
+    "upstream_space": ({"upstream": {"rest": "http://a b:1"}}, "upstream.rest: an IP address or a host name is"),
+    "upstream_tab": ({"upstream": {"rest": "http://a\tb:1"}}, "upstream.rest: an IP address or a host name is"),
+    "many_nodes": (
+        {"upstream": {"nodes": [node(f"n{number}") for number in range(65)]}},
+        "upstream.nodes: must have at most 64 entries, not 65",
+    ),
     "upstream_bad_port": ({"upstream": {"rest": "http://h:99999"}}, "upstream.rest: not a URL"),
     "nodes_beside_rest": (
         {"upstream": {"rest": "http://127.0.0.1:1", "nodes": [node("a"), node("b")]}},

@@ -145,7 +145,7 @@ def upstream_url(url: str) -> UpstreamUrl:
         raise ValueError(f"only {parts.scheme}://host:port is expected, without a path")
     if not port:
         raise ValueError("the port is missing: Qdrant's own default is 6333 for REST and 6334 for gRPC")
-    if parts.scheme == "https" and not _is_host(host):  # it goes into the handshake (SNI)
+    if parts.netloc not in url or not _is_host(host):  # it goes into `Host`, and into the handshake (SNI)
         raise ValueError("an IP address or a host name is expected before the port")
     return UpstreamUrl(Endpoint(host, port), parts.netloc, parts.scheme == "https")
 

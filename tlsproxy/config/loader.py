@@ -353,6 +353,8 @@ def _text(tree: Tree, path: TreePath, detail: ErrorDetails, root: type[Section])
         return f"must be {expected if words else expected.lower()}{hint or did_you_mean(str(value), words)}"
     if kind in _SHAPES:
         return _SHAPES[kind] + (hint or (_keys_hint(path, root) if kind == "model_type" else ""))
+    if kind == "too_long":
+        return f"must have at most {detail['ctx']['max_length']} entries, not {detail['ctx']['actual_length']}"
     return _TEXTS.get(kind) or detail["msg"].replace("Input should be", "must be").replace("Value", "value", 1)
 
 
