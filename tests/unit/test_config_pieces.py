@@ -218,8 +218,8 @@ def test_a_file_that_cannot_be_used_is_named(place: Path, name: str, make: Calla
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
-        ("conf.e/*.yaml", "there is no such directory"),
-        ("server.pem/*.yaml", "there is no such directory"),
+        ("conf.e/*.yaml", "there is no directory"),
+        ("server.pem/*.yaml", "there is no directory"),
         ("gone.yaml", "gone.yaml: does not exist"),
         ("conf.d", "is a directory"),
         ("'*.yaml'", "is this file itself"),

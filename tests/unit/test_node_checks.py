@@ -55,3 +55,7 @@ def test_an_internal_error_ends_no_checks(
     assert "a fault of ours" in caplog.text
     NodeHealth(balancer).look()
     assert "node bad fails its checks: TLS with it fails: another server (name_mismatch)" in caplog.text
+    upstream.check_interval = 0.0
+    NodeChecks(balancer, lambda: generation).adopt()  # type: ignore[arg-type,return-value]
+    assert bad.condition(0.0) == "up", "no check would ever take it back"
+    assert bad.rest.fault == ""

@@ -32,10 +32,12 @@ class NodeChecks:
         self._task: asyncio.Task[None] | None = None
 
     def adopt(self) -> None:
-        """Begins or ends as the present generation says."""
+        """Begins or ends as the present generation says. Without checks none takes a node back: all are forgotten."""
         wanted = len(self._balancer.nodes) > 1 and self._generation().config.upstream.check_interval > 0
         if not wanted:
             self.close()
+            for node in self._balancer.nodes:
+                node.forget_checks()
         elif self._task is None:
             self._task = asyncio.create_task(self._run())
 

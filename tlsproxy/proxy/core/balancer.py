@@ -133,6 +133,10 @@ class NodeState:
         """Whether it is up by its checks, be it ejected."""
         return self.rest.up and self.grpc.up
 
+    def forget_checks(self) -> None:
+        for api in (self.rest, self.grpc):
+            api.up, api.against, api.fault = True, 0, ""
+
 
 class Balancer:
     """State of all nodes, in this process. ``only`` is set where there is no choice."""
