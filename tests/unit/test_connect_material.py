@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import socket
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,13 @@ import pytest
 import yaml
 from support.site import Site
 
-from tlsproxy.connector import material
+from tlsproxy.connector import material, serving
+from tlsproxy.connector.check import Check
+from tlsproxy.connector.dialling import Candidate
 from tlsproxy.connector.material import Source
 from tlsproxy.connector.model import ConnectConfig
+from tlsproxy.connector.serving import Serving
+from tlsproxy.connector.targets import TargetState
 from tlsproxy.snapshot.startup import CannotStart
 
 TLS = {"ca_cert": "ca.pem", "cert": "client.pem", "key": "client.key", "settle_time": 5}
@@ -90,3 +98,23 @@ def test_a_start_needs_good_files(bench: Bench) -> None:
     bench.site.write("client.key", b"no key")
     with pytest.raises(CannotStart, match=r"client\.key"):
         bench.source.first(pytest.fail)
+
+
+def test_a_want_of_descriptors_for_targets_is_told(
+    bench: Bench, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one is left for each client, accepting has no trouble."""
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def told() -> str:
+        with closing(Serving(bench.present, asyncio.Event())) as now:
+            assert (await now.ready()).ready
+            candidate = Candidate(*next(iter(bench.present.ways)), (socket.AF_INET, ("127.0.0.1", 1)), last=True)
+            with pytest.raises(OSError, match="Too many open files"):
+                now.dial(candidate, Check(now, TargetState()))  # type: ignore[arg-type]
+            return (await now.ready()).headline
+
+    monkeypatch.setattr(serving, "dial", refuse)
+    assert "descriptors: none is left for connections to targets" in runner.run(told())

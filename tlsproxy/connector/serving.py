@@ -15,7 +15,7 @@ from tlsproxy.admin.readiness import OK, Part, Readiness, degraded, not_ready
 from tlsproxy.connector.check import Check
 from tlsproxy.connector.connection import Connection
 from tlsproxy.connector.counted import Counted
-from tlsproxy.connector.dialling import Candidate, failure_reason, failure_text
+from tlsproxy.connector.dialling import NO_DESCRIPTORS, Candidate, failure_reason, failure_text
 from tlsproxy.connector.material import Material
 from tlsproxy.connector.model import ConnectLimits
 from tlsproxy.connector.names import TargetNames
@@ -28,6 +28,8 @@ from tlsproxy.snapshot.lifetimes import Lifetime, tls_lifetimes
 
 TARGETS: Final = "targets"
 CERTIFICATE: Final = "client_certificate"
+STARVED: Final = 5.0
+"""Seconds without readiness after a want of descriptors."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Serving:
         self._probe: Address | None = None
         self._ended: asyncio.Event | None = None
         self._full = False
+        self._starved = float("-inf")
 
     def start(self, bound: Sequence[Bound]) -> None:
         """Accept on the sockets of all listeners."""
@@ -167,7 +170,13 @@ class Serving:
             raise ConnectionAbortedError("it is a target no more")
         if candidate.address is None:
             raise Unresolved(self.names.error(candidate.target))
-        return dial(self._loop, [candidate.address], handler, self.deadlines, self._lowest, way)
+        try:
+            return dial(self._loop, [candidate.address], handler, self.deadlines, self._lowest, way)
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                self._starved = time.monotonic()
+                self._impaired.set()
+            raise
 
     def is_current(self, candidate: Candidate, stream: DialledStream) -> bool:
         return is_trusted(stream, self.material.ways.get((candidate.listen, candidate.target)))
@@ -242,6 +251,8 @@ class Serving:
 
     def _descriptors_part(self) -> Part:
         trouble = next((one.trouble for one in self._acceptors if one.trouble), "")
+        if time.monotonic() - self._starved < STARVED:
+            trouble = "none is left for connections to targets: raise the limit (LimitNOFILE), or lower max_connections"
         return not_ready(trouble) if trouble else OK
 
     def _targets_part(self) -> Part:
