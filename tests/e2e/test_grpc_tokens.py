@@ -39,10 +39,28 @@ def on_condition(value: Any = "alice", access: object = "m") -> tuple[str, str]:
     return token(access, value_exists={"collection": "users", "matches": matches})
 
 
-@pytest.fixture
-def gateway(site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream) -> Iterator[Gateway]:
-    with Gateway(site.write_config(upstream.url, grpc=grpc_upstream.url, service=SERVICE)) as running:
+@pytest.fixture(scope="module")
+def grpc_behind() -> Iterator[GrpcUpstream]:
+    with GrpcUpstream() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(site: Site, shared_upstream: ScriptedUpstream, grpc_behind: GrpcUpstream) -> Iterator[Gateway]:
+    with Gateway(site.write_config(shared_upstream.url, grpc=grpc_behind.url, service=SERVICE)) as running:
+        yield running
+
+
+@pytest.fixture
+def upstream(shared_upstream: ScriptedUpstream) -> ScriptedUpstream:
+    shared_upstream.requests.clear()
+    return shared_upstream
+
+
+@pytest.fixture
+def grpc_upstream(grpc_behind: GrpcUpstream) -> GrpcUpstream:
+    grpc_behind.calls.clear()
+    return grpc_behind
 
 
 # A point that must exist
@@ -129,6 +147,7 @@ def test_a_token_that_runs_out_on_an_open_connection(site: Site, gateway: Gatewa
         end = time.monotonic() + 10
         under_way = Answered(grpc.StatusCode.PERMISSION_DENIED, "The right to this has ended: token_expired")
         while answers[-1] in {OK, under_way} and time.monotonic() < end:
+            time.sleep(0.02)  # nothing tells of that moment
             answers.append(call(opened, LIST, b"", ending))
         assert answers[0] == OK
         assert answers[-1] == Answered(grpc.StatusCode.PERMISSION_DENIED, "ExpiredSignature")

@@ -42,21 +42,15 @@ MISSING = response(404, {"status": {"error": "Not found: Collection `users` does
 
 
 @pytest.fixture(scope="module")
-def behind() -> Iterator[ScriptedUpstream]:
-    with ScriptedUpstream() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def gateway(site: Site, behind: ScriptedUpstream) -> Iterator[Gateway]:
-    with Gateway(site.write_config(behind.url, service=SERVICE)) as running:
+def gateway(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    with Gateway(site.write_config(shared_upstream.url, service=SERVICE)) as running:
         yield running
 
 
 @pytest.fixture
-def upstream(behind: ScriptedUpstream) -> ScriptedUpstream:
-    behind.requests.clear()
-    return behind
+def upstream(shared_upstream: ScriptedUpstream) -> ScriptedUpstream:
+    shared_upstream.requests.clear()
+    return shared_upstream
 
 
 def scripted(upstream: ScriptedUpstream, scroll: bytes) -> None:
