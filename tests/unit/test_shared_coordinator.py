@@ -16,7 +16,8 @@ from snapshot_site import OTHER
 from support.redis_server import RedisServer, Way, needs_store
 
 from tlsproxy.proxy.limits.gcra import Rate
-from tlsproxy.service.shared.coordinator import MEETING, PRESENCE
+from tlsproxy.service.shared.coordinator import MEETING, PRESENCE, tried
+from tlsproxy.service.shared.store import StoreError
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 
@@ -237,9 +238,14 @@ def test_a_fault_of_the_store_divides_the_limits_until_it_is_over(
                     assert sum(await admitted(f"before {outcome}", *members, calm=0.1)) <= 1, "what was used is known"
                     assert [one.changes - before for one, before in zip(members, told, strict=True)] == [1, 1]
                     assert all("divided by 2" in one.coordinator.part.text for one in members)
+                    with pytest.raises(StoreError) as caught:
+                        await tried(generation)
+                    assert caught.value.outcome == outcome
                 finally:
                     _mended(client)
                 await until(lambda: all(one.status["reached"] for one in members))
+                await tried(generation)
+                assert {one.status["gateways"] for one in members} == {2}
                 assert sum(await admitted(f"after {outcome}", *members, calm=0.1)) <= 10, "paid, if not by both yet"
                 assert sum(await admitted(f"after {outcome}", *members, calm=0.1)) == 0
 

@@ -57,8 +57,8 @@ def check(config_path: Path, *, for_reload: bool, connect: bool, as_user: str | 
     have it. It accepts no client. Without --connect it sends nothing to the upstream, and fetches no URL.
 
     With --connect, Qdrant is asked over REST and gRPC, as the running gateway does for its readiness, the keys of
-    token issuers are fetched, and the store of `shared` is connected to. Exits with 1 if Qdrant does not answer, speaks
-    another protocol, or refuses the gateway's own key, if there are keys that cannot be had, or no store.
+    token issuers are fetched, and the store of `shared` is drawn from once. Exits with 1 if Qdrant does not answer,
+    speaks another protocol, or refuses the gateway's own key, if there are keys that cannot be had, or no store.
 
     With --reload, a fault that only a start cannot do with is a warning: a certificate that has expired or is not valid
     yet, a file that cannot be read now. A running gateway keeps the last good state in its place.
@@ -178,24 +178,18 @@ def _connect(generation: Generation) -> None:
 
 
 def _store_trouble(generation: Generation) -> bool:
-    """Whether the store of `shared` does not let the gateway in; either is told."""
-    from tlsproxy.service.shared.store import Store, StoreAccess, StoreError  # noqa: PLC0415 - needs the extra's library
+    """Whether the store of `shared` does not serve the gateway; either is told."""
+    from tlsproxy.service.shared.coordinator import tried  # noqa: PLC0415 - needs the extra's library
+    from tlsproxy.service.shared.store import StoreError  # noqa: PLC0415 - as above
 
-    shared = generation.config.shared
-
-    async def reached(store: Store) -> str:
-        try:
-            await store.reach()
-        except StoreError as error:
-            return str(error)
-        finally:
-            await store.close()
-        return ""
-
-    store = Store(store_address(shared.url or ""), shared.timeout, StoreAccess.of(generation))
-    trouble = asyncio.run(reached(store))
-    click.echo(f"error: shared {store.address}: {trouble}" if trouble else f"{store.address}: ok", err=bool(trouble))
-    return bool(trouble)
+    address = store_address(generation.config.shared.url or "")
+    try:
+        asyncio.run(tried(generation))
+    except StoreError as error:
+        click.echo(f"error: shared {address}: {error}", err=True)
+        return True
+    click.echo(f"{address}: ok")
+    return False
 
 
 def _tell_release(release: Release | None) -> None:

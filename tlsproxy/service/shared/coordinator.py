@@ -55,6 +55,8 @@ LONGEST_PAUSE: Final = 2.0
 MAX_LISTED: Final = 100
 """Gateways that a status names."""
 _MICROSECOND: Final = 1000
+_MET: Final = ("gateways", "failures", "failed", "locks", "locked", "ends")
+"""Keys that a meeting reads, after the prefix."""
 _DRAW: Final = struct.Struct("<6d")
 _GRANT: Final = struct.Struct("<2d")
 
@@ -87,9 +89,7 @@ class Coordinator:
         self._store = Store(store_address(config.url or ""), config.timeout, self._access)
         self._draw, self._fail, self._lock, self._meet = map(Script.named, ("draw", "fail", "lock", "meet"))
         self._name = f"{printable(socket.gethostname())}/{secrets.token_hex(6)}"
-        self._keys = {
-            name: f"{config.prefix}:{name}" for name in ("gateways", "failures", "failed", "locks", "locked", "ends")
-        }
+        self._keys = {name: f"{config.prefix}:{name}" for name in _MET}
         self._validity = round((2 * MEETING + config.timeout) * SECOND)
         self._gateways: Sequence[str] = ()
         self._least, self._least_until = 0, float("-inf")
@@ -133,7 +133,7 @@ class Coordinator:
             "gateways": self._number,
             "names": list(self._gateways[:MAX_LISTED]),
             "locks": self._locks_stored,
-            "unread_locks": self._exchange.unread,
+            "unread_locks": len(self._exchange.unread),
             "round_trips": dict(self._counts),
         }
 
@@ -266,7 +266,7 @@ class Coordinator:
             begin = self._reading = True
             self._whole_at, self._heard, self._read = now + WHOLE, "0", "0"
             self._exchange.forget(time.time())
-        keys = [self._keys[name] for name in ("gateways", "failures", "failed", "locks", "locked", "ends")]
+        keys = [self._keys[name] for name in _MET]
         values: list[bytes | str | float] = [self._name, presence, self._heard, self._read, MOST, FORGOTTEN]
         values.append(0 if begin else len(self._gateways))
         penalty = self._penalty()
@@ -325,6 +325,19 @@ class Coordinator:
     def _learn_failures(self, answer: Sequence[Any]) -> None:
         for account, owed, delay in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
             self._addresses.learn(Failing(account, owed * _MICROSECOND, delay * _MICROSECOND))
+
+
+async def tried(generation: Generation) -> None:
+    """Meet and draw once, as no gateway and from an account that is gone after a second. Raises StoreError."""
+    shared = generation.config.shared
+    store = Store(store_address(shared.url or ""), shared.timeout, StoreAccess.of(generation))
+    meeting: list[bytes | str | float] = ["trial", 0, "inf", "inf", 1, FORGOTTEN, 0, "inf", "inf"]
+    one = Draw(b"", interval=1, room=1, balance=0, wish=1, owed=0)
+    try:
+        await store.run(Script.named("meet"), [f"{shared.prefix}:{name}" for name in _MET], meeting)
+        await store.run(Script.named("draw"), [f"{shared.prefix}:r:trial"], [draw_values([one])])
+    finally:
+        await store.close()
 
 
 def draw_values(draws: Iterable[Draw]) -> bytes:
