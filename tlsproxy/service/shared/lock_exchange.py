@@ -56,7 +56,7 @@ class SharedLock:
 
 class LockExchange:
     """``unsaid`` are entries that the store may not have as they are here. ``version`` grows with each change that
-    :meth:`merged` shows. ``unread`` counts entries of the store that this version cannot read.
+    :meth:`merged` shows. ``unread`` are entries of the store, by id, that this version cannot read.
     """
 
     def __init__(self, mint: Callable[[], str]) -> None:
@@ -69,7 +69,7 @@ class LockExchange:
         self._seen: set[str] = set()
         self.unsaid: dict[str, SharedLock] = {}
         self.version = 0
-        self.unread = 0
+        self.unread: set[str] = set()
 
     def look(self, file: LockFile) -> None:
         """Take up this gateway's own file."""
@@ -103,14 +103,14 @@ class LockExchange:
         """Take up entries of the store: ids and texts. From one with ``begin`` to one with ``end`` all are read."""
         if begin:
             self._seen = set()
-            self.unread = 0
+            self.unread = set()
         for name, text in entries:
             self._seen.add(name)
             if not text or self._texts.get(name) == text:
                 continue
             entry = _read(text)
             if entry is None:
-                self.unread += 1
+                self.unread.add(name)
                 continue
             self._texts[name] = text
             known = self._known.get(name)
