@@ -14,8 +14,8 @@ from snapshot_site import site
 from support.rows import rows
 
 from tlsproxy.config import pieces as pieces_of_configurations
-from tlsproxy.config.loader import Loaded, parse
-from tlsproxy.config.pieces import MAX_FILES, Piece, packed, unpacked
+from tlsproxy.config.loader import Loaded, bundle_settings, parse
+from tlsproxy.config.pieces import MAX_FILES, Piece, packed, patterns, unpacked
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.diff import changes_between
@@ -124,6 +124,13 @@ def test_an_entry_that_cannot_be_used_is_told_with_its_position(entry: str) -> N
 
 def test_null_sets_nothing_that_is_set() -> None:
     assert load(ROLES + RULES, "roles:\nlimits:\nworkers: null\n", main=MAIN + "workers: 3\n").config.workers == 3
+
+
+def test_a_section_whose_name_is_escaped_counts() -> None:
+    (pattern,) = patterns(MAIN.replace("include", '"incl\\x75de"').encode(), FILE)
+    assert pattern.path == FILE.parent / "conf.d/*.yaml"
+    escaped = b'"b\\u0075ndle": {url: "https://h/b", public_key: b.pub}'
+    assert bundle_settings(escaped, FILE, {}) is not None
 
 
 def test_no_environment_variable_includes() -> None:

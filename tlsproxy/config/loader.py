@@ -22,7 +22,7 @@ from tlsproxy.config.environment import PREFIX, overlay
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.hints import form_hint, place_hint
 from tlsproxy.config.model import Config
-from tlsproxy.config.pieces import Piece, merged
+from tlsproxy.config.pieces import Piece, may_have, merged
 from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Position, Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
@@ -149,7 +149,7 @@ def _bundle_settings(data: bytes, path: Path, base: Path, environ: tuple[tuple[s
 
 def bundle_settings(data: bytes, path: Path, environ: Mapping[str, str]) -> BundleConfig | None:
     """`bundle` of a main file; None without one that can be used. The last outcome is cached."""
-    if b"bundle" not in data and not any(name.upper().startswith(f"{PREFIX}BUNDLE__") for name in environ):
+    if not may_have("bundle", data) and not any(name.upper().startswith(f"{PREFIX}BUNDLE__") for name in environ):
         return None
     return _bundle_settings(data, path, path.absolute().parent, tuple(environ.items()))
 

@@ -72,7 +72,7 @@ def unpacked(data: Sequence[bytes]) -> tuple[bytes, tuple[Piece, ...]]:
 @lru_cache(maxsize=1)
 def patterns(data: bytes, path: Path) -> tuple[Pattern, ...]:
     """The patterns of a main file's `include`. Without one that can be used, which :func:`merged` reports, none."""
-    if INCLUDE.encode() not in data:
+    if not may_have(INCLUDE, data):
         return ()
     try:
         tree = read_tree(data, str(path))
@@ -82,6 +82,11 @@ def patterns(data: bytes, path: Path) -> tuple[Pattern, ...]:
     if any(pattern_fault(entry) for _, entry in entries):
         return ()
     return tuple(Pattern(path.parent / entry, where, tree.position(where)) for where, entry in entries)
+
+
+def may_have(key: str, data: bytes) -> bool:
+    """Whether a file may have this key, else it need not be parsed for it. An escape may stand for any letter."""
+    return key.encode() in data or b"\\" in data
 
 
 def include_entries(given: Any) -> list[tuple[TreePath, str]]:
