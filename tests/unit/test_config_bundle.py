@@ -156,11 +156,13 @@ def test_keygen_makes_a_pair_and_overwrites_none(tmp_path: Path) -> None:
         ("keys.json", '{"keys": [{"kty": "EC", "d": "x"}]}', "holds a private key"),
         ("key.json", '{"kty": "oct", "k": "x"}', "holds a private key"),
         ("a.yaml", "service:\n  api_key: s3cret", "a.yaml:2:3 service.api_key: an API key"),
+        ("a.yaml", "upstream: {api_key_file: ca.pem}", "a.yaml:1:12 upstream.api_key_file: a file of this bundle"),
+        ("a.yaml", "keys:\n- {name: k, role: r, file: ./ca.pem}", "a.yaml:2:22 keys[0].file: a file of this bundle"),
     ],
 )
 def test_secrets_are_signed_only_if_asked(place: Path, name: str, content: str, text: str) -> None:
     (place / name).write_text(content)
-    told = run(place, "sign", "--key", "signer.key", "--out", "a.out", name, code=2)
+    told = run(place, "sign", "--key", "signer.key", "--out", "a.out", name, "ca.pem", code=2)
     assert text in told
     assert "s3cret" not in told
     assert not (place / "a.out").exists()

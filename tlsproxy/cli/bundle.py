@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from tlsproxy.cli.common import explained
 from tlsproxy.cli.writing import PUBLIC, SECRET, write_all
 from tlsproxy.config.bundle import MAX_BUNDLE, NAME, PIECE_SUFFIX, Bundle, key_id, opened, signed, unverified
 from tlsproxy.config.pieces import MAIN_ONLY
+from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import read_tree
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
@@ -141,24 +143,33 @@ def _held(paths: tuple[Path, ...], *, with_secrets: bool) -> dict[str, bytes]:
             raise MaterialError(str(path), "must have a name of letters, digits, '.', '_' and '-', of 128 at most")
         if path.name in held:
             raise MaterialError(str(path), "has the name of another file: a bundle has no directories")
-        if path.name.endswith(PIECE_SUFFIX):
-            _check_piece(path, data, with_secrets=with_secrets)
         if not with_secrets and _is_secret(data):
             raise MaterialError(str(path), "holds a private key; --with-secrets signs it all the same")
         held[path.name] = data
+    for path in paths:
+        if path.name.endswith(PIECE_SUFFIX):
+            _check_piece(path, held, with_secrets=with_secrets)
     return held
 
 
-def _check_piece(path: Path, data: bytes, *, with_secrets: bool) -> None:
-    tree = read_tree(data, str(path))
+def _check_piece(path: Path, held: Mapping[str, bytes], *, with_secrets: bool) -> None:
+    tree = read_tree(held[path.name], str(path))
     problems = [*tree.problems]
     for where, position in tree.positions.items():
         if len(where) == 1 and where[0] in MAIN_ONLY:
             problems.append(position.problem(where, MAIN_ONLY[str(where[0])]))
         if not with_secrets and where and where[-1] in _SECRETS and tree.get(where):
             problems.append(position.problem(where, "an API key; --with-secrets signs it all the same"))
+        named = tree.get(where)
+        if not with_secrets and _names_secret(where) and isinstance(named, str) and str(Path(named)) in held:
+            problems.append(position.problem(where, "a file of this bundle; --with-secrets signs it all the same"))
     if problems:
         raise ConfigError(problems)
+
+
+def _names_secret(where: TreePath) -> bool:
+    """Whether a key names a file of a key, password or token, as `upstream.api_key_file` and `keys[0].file` do."""
+    return bool(where) and (str(where[-1]).endswith("_file") or (where[0], where[-1]) == ("keys", "file"))
 
 
 def _is_secret(data: bytes) -> bool:
