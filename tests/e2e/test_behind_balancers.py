@@ -264,6 +264,9 @@ def test_haproxy_behind_the_tcp_mode_is_told_the_client(
         assert (address, source, unique) == ("127.0.0.2", str(own), record["request_id"])
         with served_at("127.0.0.2", behind, binary("2001:db8:7::1"), site) as tls:
             assert said(tls)[:2] == ["2001:db8:7::1", "56324"]
+        with served_at("127.0.0.2", behind, binary(CLIENT, command=LOCAL), site) as tls:
+            own = tls.getsockname()[1]
+            assert said(tls)[:2] == [BALANCER, str(own)], "the balancer's own connection"
 
 
 @contextmanager

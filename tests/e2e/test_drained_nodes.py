@@ -166,7 +166,10 @@ def test_a_node_of_its_own_name_drains_no_single_upstream(nodes: Nodes, site: Si
     named = [{"name": name, "rest": nodes.rest[one].url, "grpc": nodes.grpc[one].url} for name, one in NAMED]
     site.edit_config(nodes.path, upstream={"nodes": named})
     nodes.gateway.reloaded()
-    assert command(nodes.path, nodes.gateway, "node", "upstream", "drain")[0] == 0
+    nodes.grpc["b"].stop()
+    nodes.told("node other fails its checks")
+    code, _, err = command(nodes.path, nodes.gateway, "node", "upstream", "drain")
+    assert (code, err) == (0, "warning: no other node serves: other is down\n")
     single = {"nodes": [], "rest": nodes.rest["a"].url, "grpc": nodes.grpc["a"].url}
     site.edit_config(nodes.path, upstream=single)
     nodes.gateway.reloaded()

@@ -47,13 +47,17 @@ def node(config_path: Path, admin: str | None, name: str, action: str, reason: s
             raise click.UsageError(f"no node of this name in upstream.nodes{did_you_mean(name, names)}")
         if chosen is not None and chosen.drain and not drain:
             raise click.UsageError("`drain: true` in the configuration holds it: set it to false there")
-        server, _ = asked(config_path, admin)
+        server, before = asked(config_path, admin)
         entry = DrainEntry(node=name, by=operator(), at=moment(time.time()), reason=reason)
         lock_store.change(config_path, lambda file: _changed(file, nodes, entry, drain=drain))
         if removed:
             click.echo(f"{printable(name)}: up, once upstream.nodes has it again")
             return
         click.echo(f"{printable(name)}: {'drained' if drain else 'up'}")
+        others = [row for row in (before or {}).get("nodes", ()) if row["name"] != name]
+        if drain and others and not any(row["state"] == "up" for row in others):
+            states = ", ".join(f"{printable(row['name'])} is {row['state']}" for row in others)
+            click.echo(f"warning: no other node serves: {states}", err=True)
     done = awaited(config_path, server, lambda status: _taken_up(status, name, drain=drain) or None)
     if done is None:
         sys.exit(1 if server is not None else 0)

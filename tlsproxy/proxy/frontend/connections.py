@@ -52,29 +52,31 @@ class Connections:
         elif not listed(address, balancers):
             self._turn_away(sock, network_of(address), "proxy_protocol_untrusted")
         else:
-            self._await_header(sock, address, where)
+            self._await_header(sock, peer, where)
 
-    def _await_header(self, sock: socket.socket, balancer: str, where: Listening) -> None:
+    def _await_header(self, sock: socket.socket, balancer: tuple[str, int], where: Listening) -> None:
         """Counts the connection as one of all; its address is counted once it is known."""
         place = self._gateway.limiter.addresses.enter()
         if isinstance(place, str):
-            self._turn_away(sock, network_of(balancer), place)
+            self._turn_away(sock, network_of(balancer[0]), place)
             return
         gateway, bounds = self._gateway, self._gateway.bounds
         done = partial(self._header_read, balancer, where)
         reception = HeaderReception(gateway.loop, sock, gateway.deadlines, lambda: bounds.handshake_timeout, done)
         self._announced[reception] = place
 
-    def _header_read(self, balancer: str, where: Listening, reception: HeaderReception, header: Header | str) -> None:
+    def _header_read(
+        self, balancer: tuple[str, int], where: Listening, reception: HeaderReception, header: Header | str
+    ) -> None:
         place = self._announced.pop(reception)
         if not isinstance(header, str):
             self._admit(reception.sock, Origin.behind(balancer, header, reception.opened), where, place)
         else:
             self._gateway.limiter.addresses.release(place)
             if header == SILENT:
-                self._rejections.probed(balancer, time.monotonic() - reception.opened)
+                self._rejections.probed(balancer[0], time.monotonic() - reception.opened)
             else:
-                self._rejections.count(network_of(balancer), header)
+                self._rejections.count(network_of(balancer[0]), header)
         self._check_empty()
 
     def _admit(self, sock: socket.socket, origin: Origin, where: Listening, place: tuple[int, ...]) -> None:

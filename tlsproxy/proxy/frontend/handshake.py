@@ -61,10 +61,11 @@ class Origin:
     local: bool = False
 
     @classmethod
-    def behind(cls, balancer: str, header: Header, opened: float) -> Self:
+    def behind(cls, balancer: tuple[str, int], header: Header, opened: float) -> Self:
+        address, port = balancer
         if header.address:
-            return cls(opened, header.address, header.port, balancer)
-        return cls(opened, balancer, local=header.local)
+            return cls(opened, header.address, header.port, address)
+        return cls(opened, address, port, local=header.local)
 
 
 class AcceptedConnection:
