@@ -6,6 +6,7 @@ import ast
 import functools
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def calls_by_name(module: Path) -> dict[str, list[ast.Call]]:
         if isinstance(node, ast.Call):
             found.setdefault(getattr(node.func, "id", getattr(node.func, "attr", "")), []).append(node)
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees() -> Iterator[None]:
+    """They go with this module: each later collection of garbage would go through a million of nodes."""
+    yield
+    for kept in (parsed, calls_by_name):
+        kept.cache_clear()
 
 
 def calls(module: Path, name: str) -> list[ast.Call]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,31 +21,31 @@ ROOT = Path(__file__).parents[2]
 
 
 @cache
-def trees() -> dict[Path, ast.Module]:
-    return {path: ast.parse(text) for path, text in sources().items() if not {"cli", "demo"} & set(path.parts)}
-
-
-@cache
 def sources() -> dict[Path, str]:
     return {path.relative_to(ROOT): path.read_text() for path in (ROOT / "tlsproxy").rglob("*.py")}
 
 
-@cache
-def nodes() -> dict[Path, list[ast.AST]]:
+Nodes = dict[Path, list[ast.AST]]
+
+
+def nodes() -> Nodes:
     """Those of which anything is asked, by module."""
     asked = (ast.Call, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.arguments, ast.Assign, ast.AnnAssign)
-    return {path: [node for node in ast.walk(tree) if isinstance(node, asked)] for path, tree in trees().items()}
+    return {
+        path: [node for node in ast.walk(ast.parse(text)) if isinstance(node, asked)]
+        for path, text in sources().items()
+        if not {"cli", "demo"} & set(path.parts)
+    }
 
 
 def called(call: ast.Call) -> str:
     return getattr(call.func, "id", getattr(call.func, "attr", ""))
 
 
-@cache
-def signatures() -> list[tuple[Path, str, int | None]]:
+def signatures(modules: Nodes) -> list[tuple[Path, str, int | None]]:
     """Functions and classes by package and name, with the place of a positional `reason` in a call."""
     found = []
-    for path, asked in nodes().items():
+    for path, asked in modules.items():
         for node in asked:
             inner = node.body if isinstance(node, ast.ClassDef) else [node]
             for function in inner:
@@ -57,11 +57,12 @@ def signatures() -> list[tuple[Path, str, int | None]]:
     return found
 
 
-@cache
-def places_of_a_reason(package: Path | None = None) -> dict[str, int]:
+def places_of_a_reason(
+    signatures: Iterable[tuple[Path, str, int | None]], package: Path | None = None
+) -> dict[str, int]:
     """By name, where all of one name are alike, in a package or everywhere."""
     found: dict[str, set[int | None]] = defaultdict(set)
-    for where, name, place in signatures():
+    for where, name, place in signatures:
         if package in {None, where}:
             found[name].add(place)
     return {name: place for name, (place, *others) in found.items() if place is not None and not others}
@@ -82,9 +83,12 @@ def literals(value: ast.expr | None) -> Iterator[str]:
 
 def given_as_a_reason() -> Iterator[ast.expr | None]:
     """By its name or at its place in a call, as a parameter's default, or as a class's."""
-    everywhere = places_of_a_reason()
-    for path, asked in nodes().items():
-        places = everywhere | places_of_a_reason(path.parent)
+    modules = nodes()
+    known = signatures(modules)
+    packages = {package: places_of_a_reason(known, package) for package in {path.parent for path in modules}}
+    everywhere = places_of_a_reason(known)
+    for path, asked in modules.items():
+        places = everywhere | packages[path.parent]
         for node in asked:
             match node:
                 case ast.Call():
@@ -111,8 +115,9 @@ def test_the_page_of_metrics_is_that_of_the_table() -> None:
 
 
 def test_each_reason_is_described() -> None:
-    assert len(reasons()) > 50
-    assert reasons() - described("Reasons") == set()
+    given = reasons()
+    assert len(given) > 50
+    assert given - described("Reasons") == set()
 
 
 def test_what_is_described_is_a_word_of_the_code() -> None:
