@@ -134,6 +134,19 @@ def test_a_cache_that_is_lost_lets_no_older_bundle_in(tmp_path: Path) -> None:
             assert (bench.bundles.warnings(), bench.cache.read_bytes()) == ((), data)
 
 
+def test_a_cache_that_names_another_file_overwrites_none(tmp_path: Path) -> None:
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        bench.offer(1)
+        bench.cache.write_bytes(b"roles: {}")
+        with pytest.raises(MaterialError, match="holds something else than a bundle"):
+            bench.first()
+        assert bench.cache.read_bytes() == b"roles: {}"
+        bench.cache.write_bytes(b"")
+        assert bench.first() == ""
+        assert bench.version == 1
+
+
 def test_one_that_expired_serves_on_also_after_a_restart(tmp_path: Path) -> None:
     with TokenIssuer() as server:
         bench = Bench(tmp_path, server)

@@ -34,7 +34,10 @@ MAX_BUNDLE: Final = 8 << 20
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 PIECE_SUFFIX: Final = ".yaml"
 
-_FORMAT: Final = b"tlsproxy-bundle 1"
+BEGIN: Final = b"tlsproxy-bundle "
+"""First bytes of a bundle, of any version of the format."""
+
+_FORMAT: Final = BEGIN + b"1"
 _HEAD: Final = re.compile(rb"tlsproxy-bundle 1 ([0-9a-f]{16}) ([A-Za-z0-9+/]{86}==)")
 _PUBLIC_KEY: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 _MAX_VERSION: Final = 1 << 53

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tlsproxy.config.bundle import MAX_BUNDLE, Bundle, opened
+from tlsproxy.config.bundle import BEGIN, MAX_BUNDLE, Bundle, opened
 from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.loader import bundle_settings
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
@@ -176,6 +176,8 @@ class Bundles:
                 kept = await in_thread(_kept, settings, keys)
                 # A cache that is lost while it serves lets no older bundle in.
                 former = self.current = kept or self.current
+                if former is None:
+                    await in_thread(bounded_io.answer, settings.cache, partial(_check_free, settings.cache), DEADLINE)
                 document, etag = await fetch_changed(settings.url, settings, MAX_BUNDLE, self._document, self._etag)
                 found = await in_thread(opened, shown, document, keys)
                 now = time.time()
@@ -228,6 +230,20 @@ def _kept(settings: BundleConfig, keys: list[tuple[str, bytes]]) -> Bundle | Non
         return opened(str(settings.cache), _content(settings.cache, MAX_BUNDLE), keys)
     except MaterialError:
         return None
+
+
+def _check_free(path: Path) -> None:
+    """Check that the cache is no file of something else, which a bundle would overwrite. Raises MaterialError."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(BEGIN))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise MaterialError(str(path), f"cannot be read: {error.strerror}", FailureKind.ENVIRONMENT) from None
+    if begin not in (b"", BEGIN):
+        text = "holds something else than a bundle, which is not overwritten: remove it, or correct bundle.cache"
+        raise MaterialError(str(path), text)
 
 
 def _content(path: Path, limit: int) -> bytes:
