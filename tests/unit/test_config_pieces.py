@@ -307,6 +307,7 @@ def test_a_file_that_comes_changes_or_goes_is_a_change_by_name(tmp_path: Path, p
     ("url", "key", "text"),
     [
         ("http://127.0.0.1:9/b", "gone.pub", "gone.pub: does not exist"),
+        ("unix:/b", "server.pem", "tlsproxy.yaml:1:10 bundle.url: https://host/path is expected"),
         ("http://10.0.0.1/b", "server.pem", "tlsproxy.yaml:1:10 bundle.url: keys over plain http"),
         ("http://127.0.0.1:9/b", "server.pem", "configuration.bundle: there is no bundle that was fetched"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import (
     AwareDatetime,
@@ -29,7 +29,8 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that appears in the audit log and as a metric's label."""
 
 
-KeySetUrl = Annotated[str, Field(pattern="://")]
+URL_PATTERN: Final = "://"
+KeySetUrl = Annotated[str, Field(pattern=URL_PATTERN)]
 """A URL rather than a path; :func:`tlsproxy.config.endpoints.check_key_set_url` checks it."""
 
 

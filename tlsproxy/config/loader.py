@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from tlsproxy.config.bundle import BundleConfig
-from tlsproxy.config.callers import Section
+from tlsproxy.config.callers import URL_PATTERN, Section
 from tlsproxy.config.checks import ITEMS, findings
 from tlsproxy.config.endpoints import check_key_set_url
 from tlsproxy.config.environment import PREFIX, overlay
@@ -351,6 +351,8 @@ def _text(tree: Tree, path: TreePath, detail: ErrorDetails, root: type[Section])
         expected = detail["ctx"]["expected"]
         words = re.findall(r"'([^']*)'", expected)
         return f"must be {expected if words else expected.lower()}{hint or did_you_mean(str(value), words)}"
+    if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == URL_PATTERN:
+        return "https://host/path is expected"
     if kind in _SHAPES:
         return _SHAPES[kind] + (hint or (_keys_hint(path, root) if kind == "model_type" else ""))
     if kind == "too_long":
