@@ -19,6 +19,7 @@ from tlsproxy.config.bundle import key_id, opened, signed, unverified
 from tlsproxy.errors import MaterialError
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+DER = Ed25519PrivateKey.from_private_bytes(bytes(32)).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True)
 
 
@@ -146,6 +147,7 @@ def test_keygen_makes_a_pair_and_overwrites_none(tmp_path: Path) -> None:
     assert made.exit_code == 0
     assert (tmp_path / "k.key").stat().st_mode & 0o777 == 0o600
     assert "exists" in CliRunner().invoke(bundle, ["keygen", "--out", str(tmp_path / "k")]).output
+    assert "must end with a name" in CliRunner().invoke(bundle, ["keygen", "--out", "/"]).output
 
 
 @pytest.mark.parametrize(
@@ -155,13 +157,20 @@ def test_keygen_makes_a_pair_and_overwrites_none(tmp_path: Path) -> None:
         ("a.yaml", "roles: |\n  -----BEGIN PRIVATE KEY-----\n", "holds a private key"),
         ("keys.json", '{"keys": [{"kty": "EC", "d": "x"}]}', "holds a private key"),
         ("key.json", '{"kty": "oct", "k": "x"}', "holds a private key"),
+        ("keys.json", '[{"kty": "oct", "k": "x"}]', "holds a private key"),
+        ("key.der", DER.decode("latin-1"), "holds a private key"),
+        (
+            "a.pem",
+            "\xff\xfe" + "-----BEGIN PRIVATE KEY-----".encode("utf-16-le").decode("latin-1"),
+            "holds a private key",
+        ),
         ("a.yaml", "service:\n  api_key: s3cret", "a.yaml:2:3 service.api_key: an API key"),
         ("a.yaml", "upstream: {api_key_file: ca.pem}", "a.yaml:1:12 upstream.api_key_file: a file of this bundle"),
         ("a.yaml", "keys:\n- {name: k, role: r, file: ./ca.pem}", "a.yaml:2:22 keys[0].file: a file of this bundle"),
     ],
 )
 def test_secrets_are_signed_only_if_asked(place: Path, name: str, content: str, text: str) -> None:
-    (place / name).write_text(content)
+    (place / name).write_bytes(content.encode("latin-1"))
     told = run(place, "sign", "--key", "signer.key", "--out", "a.out", name, "ca.pem", code=2)
     assert text in told
     assert "s3cret" not in told

@@ -6,16 +6,19 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_der_private_key,
     load_pem_private_key,
 )
 
@@ -27,6 +30,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import read_tree
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
+from tlsproxy.pem.blocks import text_of
 from tlsproxy.snapshot.config_files import KEY_LIMIT
 from tlsproxy.snapshot.reading import read_argument
 from tlsproxy.text import printable, utc_time
@@ -50,6 +54,8 @@ def bundle() -> None:
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 def keygen(name: Path, *, force: bool) -> None:
     """Make a key pair (Ed25519): NAME.key signs, NAME.pub is `bundle.public_key` of the gateways."""
+    if not name.name:
+        raise click.UsageError("--out must end with a name")
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -143,7 +149,7 @@ def _held(paths: tuple[Path, ...], *, with_secrets: bool) -> dict[str, bytes]:
             raise MaterialError(str(path), "must have a name of letters, digits, '.', '_' and '-', of 128 at most")
         if path.name in held:
             raise MaterialError(str(path), "has the name of another file: a bundle has no directories")
-        if not with_secrets and _is_secret(data):
+        if not with_secrets and _is_secret(text_of(str(path), data)):
             raise MaterialError(str(path), "holds a private key; --with-secrets signs it all the same")
         held[path.name] = data
     for path in paths:
@@ -173,8 +179,11 @@ def _names_secret(where: TreePath) -> bool:
 
 
 def _is_secret(data: bytes) -> bool:
-    """Whether it has a private key, in PEM or as a JSON Web Key."""
+    """Whether it has a private key, in PEM, in DER or as a JSON Web Key."""
     if _PRIVATE_KEY.search(data):
+        return True
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        load_der_private_key(data, None)
         return True
     try:
         return _has_private_member(json.loads(data))
@@ -183,9 +192,7 @@ def _is_secret(data: bytes) -> bool:
 
 
 def _has_private_member(document: Any) -> bool:
-    if not isinstance(document, dict):
-        return False
-    listed = document.get("keys", [document])
+    listed = document.get("keys", [document]) if isinstance(document, dict) else document
     return isinstance(listed, list) and any(
         isinstance(key, dict) and "kty" in key and not _PRIVATE_MEMBERS.isdisjoint(key) for key in listed
     )
