@@ -289,6 +289,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "listeners[0].upstream: an IP address or a host name is expected before the port",
     ),
+    "listener_upstream_space": (
+        {"listeners": [{"port": 443, "mode": "tcp", "upstream": "a b:1", "allow": []}]},
+        "listeners[0].upstream: an IP address or a host name is expected before the port",
+    ),
     "upstream_path": ({"upstream": {"rest": "http://127.0.0.1:1/x"}}, "upstream.rest: only http://host:port"),
     "upstream_user": ({"upstream": {"rest": "http://u@127.0.0.1:1"}}, "upstream.rest: a user or password"),
     "upstream_portless": ({"upstream": {"rest": "http://127.0.0.1"}}, "upstream.rest: the port is missing"),

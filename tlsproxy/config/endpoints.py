@@ -12,6 +12,7 @@ _HOST: Final = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
 _LABEL: Final = r"[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?"
 _NAME: Final = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
 """A host name (RFC 1123 section 2.1), with underscores."""
+_NO_HOST: Final = "an IP address or a host name is expected before the port"
 UNIX: Final = "unix:"
 LONGEST_UNIX_PATH: Final = 107
 """Bytes of a unix socket's path on Linux, without the final NUL (unix(7))."""
@@ -146,7 +147,7 @@ def upstream_url(url: str) -> UpstreamUrl:
     if not port:
         raise ValueError("the port is missing: Qdrant's own default is 6333 for REST and 6334 for gRPC")
     if parts.netloc not in url or not _is_host(host):  # it goes into `Host`, and into the handshake (SNI)
-        raise ValueError("an IP address or a host name is expected before the port")
+        raise ValueError(_NO_HOST)
     return UpstreamUrl(Endpoint(host, port), parts.netloc, parts.scheme == "https")
 
 
@@ -161,6 +162,8 @@ def tcp_endpoint(address: str) -> Endpoint | UnixSocket:
         host, port, parts = None, None, urlsplit("")
     if not host or not port or parts.netloc != address or "@" in address:
         raise ValueError("host:port is expected")
+    if not _is_host(host):
+        raise ValueError(_NO_HOST)
     return Endpoint(host, port)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tlsproxy.config.endpoints import UNIX, check_host, upstream_url
+from tlsproxy.config.endpoints import UNIX, check_host
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.model import Config
 from tlsproxy.config.pins import pin_of
@@ -63,11 +63,6 @@ def sections(config: Config, _tree: Tree) -> Iterator[Finding]:
         elif listener.upstream_tls is not None and (listener.upstream or "").startswith(UNIX):
             text = "a unix socket is reached in plaintext: leave this out, or write upstream as host:port"
             yield Finding(("listeners", index, "upstream_tls"), text)
-        elif listener.upstream_tls is not None and listener.upstream is not None:
-            try:
-                upstream_url(f"https://{listener.upstream}")
-            except ValueError as error:
-                yield Finding(("listeners", index, "upstream"), str(error))
     seen: dict[Path, tuple[Path | None, Path | None]] = {}
     for path, section in tls_sections(config):
         yield from section_findings(path, section)
