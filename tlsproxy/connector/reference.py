@@ -20,7 +20,7 @@ _EXAMPLES: Final[dict[str, Any]] = {
     "listeners": [
         {"listen": "127.0.0.1:6333", "targets": ["gw1.example.org:6333", "gw2.example.org:6333"], "alpn": "http/1.1"},
         {"listen": "127.0.0.1:6334", "targets": ["gw1.example.org:6334", "gw2.example.org:6334"], "alpn": "h2"},
-        {"listen": "unix:/run/tlsproxy-connect/p2p.sock", "targets": ["peer.example.org:8435"]},
+        {"listen": "unix:/run/tlsproxy-connect/client/p2p.sock", "targets": ["peer.example.org:8435"]},
     ],
     "tls": {"ca_cert": "../certs/ca.pem", "cert": "../certs/client.pem", "key": "../certs/client.key"},
 }
