@@ -45,6 +45,17 @@ def test_the_pause_grows_until_a_target_was_up_for_long() -> None:
     assert targets.states["a:1"].until == now + LONGEST_PAUSE + 1
 
 
+def test_a_target_that_flaps_has_a_line_for_each_pause() -> None:
+    """However many clients meet it, and whatever reasons they are given."""
+    targets, lines = Targets(["a:1"]), 0
+    for moment in range(1000):
+        lines += targets.failed("a:1", f"reason {moment % 3}", moment / 100)
+        if moment % 2:
+            lines += targets.stood("a:1", None, moment / 100)
+    assert lines <= 8, "pauses of 1, 2, 4 and 8 seconds"
+    assert targets.failed("a:1", "reason 1", 100.0), "its last state is told after its pause"
+
+
 def test_a_change_ends_the_pauses_and_targets_come_and_go() -> None:
     targets = Targets(["a:1"])
     targets.failed("a:1", "unresolved", 0.0)

@@ -19,7 +19,7 @@ class TargetState:
     """``up`` is None before the first connection; ``reason`` is that of the last failure, "" while it is up.
 
     ``address``: the last that stood. ``since``: the moment when it came up, ``until``: the end of its pause.
-    ``checking``: its check is under way.
+    ``checking``: its check is under way. ``told``: the reason that the log has, "" for up, None for nothing.
     """
 
     up: bool | None = None
@@ -29,6 +29,7 @@ class TargetState:
     since: float = float("-inf")
     until: float = float("-inf")
     checking: bool = False
+    told: str | None = None
 
 
 class Targets:
@@ -52,31 +53,32 @@ class Targets:
         return sorted(self.states, key=place)
 
     def failed(self, name: str, reason: str, now: float) -> bool:
-        """Begins a pause. Whether that is a change worth a line: it was not down, or for another reason.
+        """Begins a pause. Whether that is worth a line: the log has it as up, or as down for another reason.
 
-        Failures within a pause do not lengthen it.
+        Failures within a pause do not lengthen it, and have no line, whatever their reasons and however many clients.
         """
         state = self.states.get(name)
         if state is None:
             return False
-        changed = state.up is not False or state.reason != reason
         if state.up and now - state.since >= LONGEST_PAUSE:
             state.pause = 0.0
         state.up, state.reason = False, reason
-        if now >= state.until:
-            state.pause = min(max(2 * state.pause, FIRST_PAUSE), LONGEST_PAUSE)
-            state.until = now + state.pause
+        if now < state.until:
+            return False
+        state.pause = min(max(2 * state.pause, FIRST_PAUSE), LONGEST_PAUSE)
+        state.until = now + state.pause
+        changed, state.told = state.told != reason, reason
         return changed
 
     def stood(self, name: str, address: Address | None, now: float) -> bool:
-        """A connection stands at this address. Whether that is a change: it was down, or not tried."""
+        """A connection stands at this address. Whether that is worth a line: the log has it as down, or not at all."""
         state = self.states.get(name)
         if state is None:
             return False
-        changed = state.up is not True
-        if changed:
+        if state.up is not True:
             state.since = now
-        state.up, state.reason, state.address, state.until = True, "", address, float("-inf")
+        state.up, state.reason, state.address = True, "", address
+        changed, state.told = state.told != "", ""
         return changed
 
     def retry(self, names: Collection[str]) -> None:
