@@ -20,6 +20,7 @@ ROLES = {
     "plain": {"access": "m"},
     "limited": {"access": DOCS},
     "tenant": {"access": DOCS, "filter": {"tenant": "acme"}},
+    "bounded": {"access": DOCS, "queries": {"exact": "forbid", "timeout": 30}},
 }
 KEYS = {name: f"the-key-of-{name}" for name in ROLES}
 SEARCH, COUNT, LIST = "/qdrant.Points/Search", "/qdrant.Points/Count", "/qdrant.Collections/List"

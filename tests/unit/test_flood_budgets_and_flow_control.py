@@ -42,21 +42,33 @@ def test_a_refund_fills_no_further_than_the_burst() -> None:
 
 
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["sender", "own", "consume"]), st.integers(1, 40_000)), min_size=1, max_size=60
+    st.tuples(st.sampled_from(["sender", "own", "replace", "consume"]), st.integers(1, 40_000), st.integers(1, 40_000)),
+    min_size=1,
+    max_size=60,
 )
 
 
 @given(OPERATIONS)
-def test_the_receiver_is_never_sent_more_than_it_granted(operations: list[tuple[str, int]]) -> None:
+def test_the_receiver_is_never_sent_more_than_it_granted(operations: list[tuple[str, int, int]]) -> None:
     """A model of all three: what the receiver granted, what the sender thinks it may send, and the relay between."""
     window = Window()
     receiver = sender = FIRST_WINDOW  # what each thinks is left
     unread = waiting = 0
-    for what, size in operations:
+    for what, size, other in operations:
         if what == "sender":
             sent = min(size, sender)
+            window.spent(sent)
             sender -= sent
             waiting += sent
+        elif what == "replace" and not waiting and window.room >= other:
+            sent = min(size, sender)
+            window.spent(sent)
+            window.own(other)
+            receiver -= other
+            unread += other
+            rest = sent - window.replaced(sent, other)
+            window.given_back(rest)
+            sender += rest - sent
         elif what == "own" and window.room >= size:
             window.own(size)
             receiver -= size

@@ -27,7 +27,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
 from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.http2 import FIRST_WINDOW
-from tlsproxy.wire.protobuf import delimited
+from tlsproxy.wire.protobuf import delimited, integer
 
 LARGEST = 90_000
 """Bytes of a message: more than any window that is not made larger."""
@@ -54,6 +54,15 @@ def confined(message: bytes) -> bytes:
     return at_once(confine_message(operation, "docs", message, confinement(tenant="acme"))).content
 
 
+def bounded(message: bytes) -> bytes:
+    """With the fields that the policy adds: no exact count (3), and its timeout (6)."""
+    return message + integer(6, 30) + integer(3, 0)
+
+
+def exact(size: int) -> bytes:
+    return count(size=size) + integer(3, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """``upstream``: what of a message is seen there; None where it may not be seen whole."""
@@ -78,6 +87,15 @@ KINDS = [
         upstream=lambda message: confined(gzip.decompress(message)),
         compressed=True,
     ),
+    Kind(COUNT, "bounded", lambda size: count(size=size), upstream=bounded),
+    Kind(
+        COUNT,
+        "bounded",
+        lambda size: gzip.compress(count(size=size)),
+        upstream=lambda message: bounded(gzip.decompress(message)),
+        compressed=True,
+    ),
+    Kind(COUNT, "bounded", exact, FORBIDDEN, None),
     Kind(LIST, "limited", lambda _: b""),
     Kind(COUNT, "limited", lambda size: count("other", size), FORBIDDEN, None),
     Kind(COUNT, "tenant", lambda size: count("other", size), FORBIDDEN, None),

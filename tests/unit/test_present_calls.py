@@ -15,7 +15,12 @@ from tlsproxy.snapshot.generation import Generation
 UPSERT = "/qdrant.Points/Upsert"
 POINTS = prefixed(pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString())
 READ = [{"collection": "docs", "access": "r"}]
-LESS = {"plain": {"access": "r"}, "limited": {"access": READ}, "tenant": {"access": READ, "filter": {"tenant": "acme"}}}
+LESS = {
+    "plain": {"access": "r"},
+    "limited": {"access": READ},
+    "tenant": {"access": READ, "filter": {"tenant": "acme"}},
+    "bounded": ROLES["bounded"] | {"access": READ},
+}
 PERMISSION_DENIED = 7
 
 

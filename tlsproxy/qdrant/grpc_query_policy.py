@@ -61,7 +61,7 @@ _TEXT: Final = 12
 
 @dataclass(slots=True)
 class _Found:
-    """``numbers``: of all fields of a message. ``entries``: keys of its payload, which stand ``below`` a path."""
+    """``numbers``: of a message's fields that are looked at. ``entries``: keys of its payload, ``below`` a path."""
 
     numbers: set[int] = field(default_factory=set)
     limit: int | None = None
@@ -127,9 +127,9 @@ class Row:
     def _take(self, one: Field, found: _Found, state: PolicyState) -> bytes | Steps[bytes]:
         """The field's replacement; nothing for a selector of hidden vectors."""
         number, policy = one.number, state.policy
-        found.numbers.add(number)
         if number not in self.looked_at:
             return one.raw
+        found.numbers.add(number)
         if number in self.within:
             return self._nested(one, state)
         if number == self.query:

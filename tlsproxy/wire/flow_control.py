@@ -114,3 +114,12 @@ class Window:
         """The relay sends this much of its own."""
         self.room -= size
         self.debt += size
+
+    def replaced(self, size: int, own: int) -> int:
+        """``own`` bytes of the relay's have gone in place of ``size`` of the sender's.
+
+        Returns the bytes for which the receiver's grants are the sender's; the rest is to be given back.
+        """
+        passed = min(size, own)
+        self.debt -= passed
+        return passed

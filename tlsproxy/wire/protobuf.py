@@ -22,6 +22,8 @@ MAX_DEPTH: Final = 100
 """Nesting of messages; prost, Qdrant's parser, goes no deeper."""
 _TAG_BYTES: Final = 5
 _VARINT_BYTES: Final = 10
+_SHORTEST: Final = 2
+"""Bytes of a varint field: a tag and a value of one byte each."""
 _SEVEN_BITS: Final = 0x7F
 _LAST_OF_ONE_BYTE: Final = 15
 _HIGHEST: Final = 1 << 64
@@ -87,6 +89,8 @@ class Field(NamedTuple):
 
     def integer(self) -> int:
         """The value of a varint field, without a sign. Raises :class:`ProtobufError` for other types."""
+        if self.wire_type == VARINT and len(self.raw) == _SHORTEST:
+            return self.raw[1]
         read = _varint(self.raw, self._tag_bytes, _VARINT_BYTES) if self.wire_type == VARINT else None
         if read is None:
             raise ProtobufError(f"field {self.number} has another type")
@@ -132,10 +136,12 @@ def numbers_of(message: bytes) -> list[int]:
 
 def shaped(shape: Shape, where: str, message: bytes) -> Iterator[Field]:
     """As :func:`fields`, refusing fields that are not in the shape and singular fields that occur twice."""
-    seen = 0
+    seen, known = 0, shape.known
     for one in fields(message):
-        shape.check(one.number, seen, where)
-        seen |= 1 << one.number
+        number = one.number
+        if number not in known or seen >> number & 1:
+            shape.check(number, seen, where)
+        seen |= 1 << number
         yield one
 
 
@@ -155,6 +161,8 @@ def entry(content: bytes) -> tuple[bytes, bytes] | None:
 
 def varint(value: int) -> bytes:
     """``value`` is below 2**64 and not negative."""
+    if value <= _SEVEN_BITS:
+        return value.to_bytes(1, "big")
     written = bytearray()
     while value > _SEVEN_BITS:
         written.append(value & _SEVEN_BITS | 0x80)
@@ -183,13 +191,16 @@ def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
 
     For a varint the position is behind its value, and the size is 0.
     """
-    if position + 2 < len(data):  # nearly always a tag of one byte, and a length of one or two
-        first, length, more = data[position : position + 3]
+    left = len(data) - position
+    if left >= _SHORTEST:  # nearly always a tag of one byte, and a length of one or two, or a value of one
+        first, length = data[position], data[position + 1]
         if first & 0x87 == LEN < first:
             if length <= _SEVEN_BITS:
                 return first >> 3, LEN, length, position + 2
-            if more <= _SEVEN_BITS:
-                return first >> 3, LEN, length & _SEVEN_BITS | more << 7, position + 3
+            if left > _SHORTEST and data[position + 2] <= _SEVEN_BITS:
+                return first >> 3, LEN, length & _SEVEN_BITS | data[position + 2] << 7, position + 3
+        elif first & 0x87 == VARINT < first and length <= _SEVEN_BITS:
+            return first >> 3, VARINT, 0, position + 2
     return _any_head(data, position)
 
 

@@ -89,6 +89,11 @@ class MessageDecision:
         buffer = self._buffer = self._buffer or MessageBuffer(self._call, self.asked)
         return buffer
 
+    def has_become(self, made: bytes) -> None:
+        """As the buffer's. A message without one is not counted."""
+        if self._buffer is not None:
+            self._buffer.has_become(made)
+
     def release(self) -> None:
         if self._buffer is not None:
             self._buffer.release()

@@ -2,7 +2,8 @@
 
 A followed message goes upstream as it comes, but the frame that would complete it is withheld until the decision: no
 server acts on a part of a unary message. A rebuilt message and a reduced answer are taken whole, and sent on as there
-is room in windows that are kept here: the two ends of the stream do not see the same bytes.
+is room in windows that are kept here: the two ends of the stream do not see the same bytes. A small message in one
+frame, as searches are, is rewritten at once, and the upstream's grants for it pass to the client.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from functools import partial
 from typing import Final
 
 from tlsproxy.authz.access import Decision
+from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.errors import BadRequest, NoMemory, RequestError, UpstreamBroken, UpstreamChanged
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.memory_budget import MemoryShare
-from tlsproxy.proxy.core.scheduler import in_slices
+from tlsproxy.proxy.core.scheduler import Work, in_slices
 from tlsproxy.proxy.decision.call_plan import Asked
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.message_decision import MessageBuffer, MessageDecision
@@ -22,6 +24,7 @@ from tlsproxy.proxy.grpc.outgoing import Outgoing
 from tlsproxy.proxy.upstream.examples import Verdict
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.qdrant.grpc_decision import confine_message, message_under_policy
+from tlsproxy.qdrant.grpc_rewrite import SMALL
 from tlsproxy.qdrant.grpc_tenancy import ConfinedMessage, reshaping_of
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
@@ -153,13 +156,29 @@ class RebuiltMessage:
             self.decision.framing.end()
             self._ended = True
         self._ungranted += size
-        if self._ended or self.decision.may_pass():
+        if self._ended and self._is_at_hand(content):
+            self._decided(content if self.decision.decide() else None)
+            if self.passed and relay.reached and not relay.former:
+                size -= relay.to_upstream.replaced(size, self._out.sent)
+        elif self._ended or self.decision.may_pass():
             if self.decision.buffer().add(content, self._go_on):
                 self._take()
             else:
                 self._call.waiting = True
         relay.give_back(size)
         return b""
+
+    def _is_at_hand(self, content: bytes) -> bool:
+        """Whether this is the whole message, plain and small, with room upstream: it needs no buffer and no share of
+        the memory.
+        """
+        framing, size = self.decision.framing, len(content)
+        return (
+            size == framing.length
+            and size <= SMALL
+            and not (framing.compressed or self.decision.asked.rebuilt or self._call.crowded)
+            and self._out.room > 2 * SMALL
+        )
 
     def _take(self) -> None:
         """There is memory for what has come."""
@@ -186,23 +205,46 @@ class RebuiltMessage:
         return content if self.decision.decide() else None
 
     def _decided(self, content: bytes | None) -> None:
-        if content is not None:
+        if content is None:
+            return
+        asked = self.decision.asked
+        if asked.rebuilt:
             collection = self.decision.names.collection or ""
             self._confine(collection, content, self._known(collection))
+        else:
+            in_slices(self, message_under_policy(asked.operation, content, self._queries), self._send)
+
+    @property
+    def _queries(self) -> QueryPolicy:
+        """The policy of the decision."""
+        body_facts = self._call.record.plan.body_facts
+        return body_facts.queries if body_facts is not None else self.decision.asked.queries
 
     def _confine(self, collection: str, content: bytes, facts: Facts | None) -> None:
         steps = self._confining(collection, content, facts)
         in_slices(self.decision.buffer().holding, steps, partial(self._confined, collection, content))
 
+    # Work in slices
+
+    @property
+    def crowded(self) -> bool:
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
+        return self._call.crowded
+
+    def later(self, go_on: Work) -> None:
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
+        self._call.later(go_on)
+
+    def reserve(self, size: int, go_on: Work) -> bool:
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
+        return self.decision.buffer().holding.reserve(size, go_on)
+
     def _confining(self, collection: str, content: bytes, facts: Facts | None) -> Steps[ConfinedMessage | None]:
         """None where more must be known."""
         asked, body_facts = self.decision.asked, self._call.record.plan.body_facts
         confinements = body_facts.confinements if body_facts is not None else asked.confinements
-        queries = body_facts.queries if body_facts is not None else asked.queries
         try:
-            content = yield from message_under_policy(asked.operation, content, queries)
-            if not asked.rebuilt:
-                return ConfinedMessage(content)
+            content = yield from message_under_policy(asked.operation, content, self._queries)
             return (yield from confine_message(asked.operation, collection, content, confinements, facts))
         except FactsNeeded:
             return None
@@ -278,6 +320,7 @@ class RebuiltMessage:
         relay.session.settle()
 
     def _send(self, content: bytes) -> None:
+        self.decision.has_become(content)
         framed, asked = message(content), self.decision.asked
         if self._call.reduction is not None and asked.rebuilt:
             self._call.reduction.reshaping = reshaping_of(asked.operation, framed)

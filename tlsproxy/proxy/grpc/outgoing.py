@@ -31,6 +31,16 @@ class Outgoing:
         """Bytes that wait for room."""
         return len(self._data) - self._at
 
+    @property
+    def sent(self) -> int:
+        """Bytes that have gone."""
+        return self._at
+
+    @property
+    def room(self) -> int:
+        """Bytes that both windows have room for."""
+        return min(self._window.room, self._window.initial.least + self._credit)
+
     def put(self, data: bytes) -> None:
         self._data, self._at = data, 0
 
@@ -46,7 +56,7 @@ class Outgoing:
     def proceed(self) -> None:
         call, window = self._call, self._window
         while left := self.left:
-            size = min(left, MAX_FRAME, window.room, window.initial.least + self._credit)
+            size = min(left, MAX_FRAME, self.room)
             if size <= 0:
                 call.relay.wanting[call] = None
                 return
