@@ -266,6 +266,19 @@ def test_an_upstream_changes_twice_while_a_message_waits(ends: Ends, generations
     assert ends.client.streams[stream].status == 0
 
 
+def test_an_upstream_changes_again_before_the_client_has_heard_of_the_former_one(
+    ends: Ends, generations: list[Generation]
+) -> None:
+    """What it acknowledges then says nothing of the latest one, whose streams have less room."""
+    called(ends)
+    _, second = moved(ends, generations[1])
+    second.settings(INITIAL_WINDOW_SIZE=LARGE)
+    ends.flush()
+    ends.publish(generations[2])
+    ends.flush()
+    assert ends.session.settings.still_measured
+
+
 def test_an_upload_that_no_upstream_reads_holds_up_no_later_one(ends: Ends, generations: list[Generation]) -> None:
     """Both upstreams have the same windows, larger than the first ones are."""
     ends.made = lambda end: end.settings(INITIAL_WINDOW_SIZE=LARGE)

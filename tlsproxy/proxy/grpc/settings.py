@@ -132,8 +132,8 @@ class SettingsExchange:
         """
         for _ in range(acknowledged):
             self.unacknowledged.popleft()
-        self._measured_up_to = MAX_STREAM
-        self.unacknowledged.append(_OWN)
+        self._measured_up_to = MAX_STREAM  # whatever it has yet to acknowledge of the former one's
+        self.unacknowledged = deque(_OWN if told is _MEASURED else told for told in (*self.unacknowledged, _OWN))
         first = max(self._first_window, FIRST_WINDOW)
         self.relay.down.append(self._restated({**_DEFAULTS, Setting.INITIAL_WINDOW_SIZE: first}))
 
