@@ -65,7 +65,7 @@ class Nodes:
         return [{"name": one, "rest": self.rest[one].url, "grpc": self.all[one].url, **more} for one in names]
 
     def publish(self, nodes: list[dict[str, Any]], **more: Any) -> None:
-        usual = {"check_interval": 0, "connect_timeout": 5, "response_timeout": 300}
+        usual = {"check_interval": 0, "connect_timeout": 5, "response_timeout": 300, "max_connections": 256}
         upstream = {"nodes": nodes, **usual, **more}
         self.site.edit_config(self.path, upstream=upstream)
         self.gateway.reloaded()
@@ -181,6 +181,24 @@ def test_a_call_waits_where_the_only_node_left_is_full(nodes: Nodes) -> None:
         first.send(raw(3, 0, running, bytes((0, 0, 0, 8))))
         assert other.status(late) == 0
     assert nodes.counts == {"a": 2, "b": 0, "c": 0}
+
+
+@pytest.mark.parametrize("most", [{"max_connections": 1}, {}], ids=["of all", "of the node"])
+def test_clients_take_turns_where_connections_are_few(nodes: Nodes, most: dict[str, int]) -> None:
+    """And hear nothing of it: after a GOAWAY gRPC's libraries wait for a second or more before they dial."""
+    nodes.use(nodes.entries("a") if most else nodes.entries("a", max_connections=1), **most)
+    with h2(nodes.gateway, nodes.site) as first, h2(nodes.gateway, nodes.site) as other:
+        for one in (first, other) * 2:
+            assert one.status(one.call()) == 0
+        running, _ = begun(nodes, first)
+        waiting = other.call()
+        while "tlsproxy_upstream_waiting 1.0" not in nodes.gateway.ask_admin("/metrics")[1]:
+            pass
+        first.send(raw(3, 0, running, bytes((0, 0, 0, 8))))
+        nodes.all["a"].answer = replying(b"")
+        assert other.status(waiting) == 0
+        assert first.status(first.call()) == 0
+        assert not [one for one in first.received + other.received if isinstance(one, GoAwayFrame)]
 
 
 def test_all_nodes_that_cannot_be_dialled(nodes: Nodes, client: H2Client) -> None:

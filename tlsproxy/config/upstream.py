@@ -60,7 +60,8 @@ class UpstreamConfig(Section):
     """File that holds the upstream's `api_key`, or `credential:NAME`."""
     max_connections: Count = 256
     """Most connections to Qdrant at a time, both protocols together (each worker); a request beyond waits for one. A
-    gRPC client has one of its own while it makes calls; beyond as many clients, one without calls has to reconnect."""
+    gRPC client has one of its own while it makes calls; beyond as many clients, one without calls has it anew with its
+    next call."""
     connect_timeout: Seconds = 5.0
     """Seconds to wait for a connection."""
     response_timeout: Seconds = 300.0

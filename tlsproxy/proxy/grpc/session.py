@@ -11,7 +11,7 @@ from tlsproxy.proxy.grpc.states import ConnectionState
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.transport.dial import Address
 from tlsproxy.tls.client_context import ClientTls
-from tlsproxy.wire.http2 import Code, Http2Error
+from tlsproxy.wire.http2 import Http2Error
 
 
 class RelayedCall(Protocol):
@@ -118,4 +118,3 @@ class GrpcSession(Protocol):
     def upstream_leaves(self, last: int) -> bool: ...
     def part(self) -> None: ...
     def upstream_lost(self, error: RequestError) -> None: ...
-    def end(self, code: Code) -> None: ...

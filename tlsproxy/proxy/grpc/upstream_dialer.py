@@ -5,8 +5,8 @@ be reached, another is dialled. Its calls count among the node's requests in fli
 once a second.
 
 An upstream connection is a place of ``upstream.max_connections`` while there are calls on it. Without any it is in
-nobody's place and stays for as long as there is room (:mod:`tlsproxy.proxy.upstream.pool`); after that its client,
-which has nothing under way, is told by GOAWAY to begin anew with its next call.
+nobody's place and stays for as long as there is room (:mod:`tlsproxy.proxy.upstream.pool`); after that it ends, and
+its client, which does not hear of it, has another one with its next call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tlsproxy.proxy.grpc.session import RelayedCall
 from tlsproxy.proxy.limits.fair_shares import Share
 from tlsproxy.proxy.transport.dial import dial_failure
 from tlsproxy.proxy.upstream.pool import Pool
-from tlsproxy.wire.http2 import Code
 
 
 def _no_place() -> Overloaded:
@@ -117,7 +116,7 @@ class Dialler:
         if node is not None:
             node.in_flight += calls - before
             node.connections += (calls > 0) - (before > 0)
-            if not calls:
+            if before and not calls:
                 self._pool.serve_nodes()
 
     def _leave(self) -> None:
@@ -224,7 +223,11 @@ class Dialler:
         """Others have no room beside it."""
         relay = self.relay
         if relay.connected and relay.session.idle:
-            relay.stream.tell(relay.session.end, Code.NO_ERROR)
+            relay.stream.tell(self._part)
+
+    def _part(self) -> None:
+        self.relay.session.part()
+        self.relay.session.settle()
 
     def close(self) -> None:
         """The connection has ended."""
