@@ -78,6 +78,7 @@ class Stream:
         "_lowest",
         "_out",
         "_queued",
+        "_resetting",
         "_shutting",
         "_sock",
         "_taken",
@@ -118,7 +119,7 @@ class Stream:
         self._linger = 0.0
         self._out = _EMPTY
         self._queued = 0
-        self._writing = self._shutting = False
+        self._writing = self._shutting = self._resetting = False
         self.stalled = self.broken = False
         self.corked: list[Content] | None = None
         self.established = self._connected = True
@@ -379,7 +380,10 @@ class Stream:
 
     def _half_close(self) -> None:
         if not self._linger:
-            self.abort()
+            if self._resetting and self._taken_so_far()[0]:
+                self.deadline = time.monotonic()  # asked again at each sweep
+            else:
+                self.abort()
             return
         self.deadline = time.monotonic() + self._linger
         self._shut_down()
@@ -388,8 +392,8 @@ class Stream:
             self._loop.add_reader(self._fd, self._on_readable)
 
     def cease(self) -> None:
-        """Aborts if written data is still queued: the peer may be as slow as it likes."""
-        if self._queued:
+        """Aborts if written data is still on its way: the peer may be as slow as it likes."""
+        if self._queued or self._resetting:
             self.abort()
 
     def abort(self, error: Exception | None = None) -> None:
@@ -406,12 +410,14 @@ class Stream:
         self._loop.call_soon(self._lost, error)
 
     def reset(self) -> None:
-        """Sends the queue as far as the kernel takes it, and ends with a reset: a cut must not look like an end.
+        """Sends the queue, and ends with a reset: a cut must not look like an end.
 
-        A unix socket has no resets: there it looks like an end unless data is unread.
+        A reset drops the data that the peer's kernel has not taken yet, so that is waited for. A unix socket has no
+        resets: there it looks like an end unless data is unread.
         """
         if not self.closed and self._sock.family != socket.AF_UNIX:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._resetting = True
         Stream.close(self, 0.0)  # over TLS without a close_notify
 
     def _lost(self, error: Exception | None) -> None:
@@ -435,6 +441,12 @@ class Stream:
             self.tell(self.handler.rearm)
 
     def expired(self) -> None:
+        if self._resetting and not self._queued:
+            if self.takes():
+                self.deadline = time.monotonic()
+            else:
+                self.abort()
+            return
         if self._queued and self.established and (self.stalled or self._closing) and self.takes():
             return
         if self._closing:
