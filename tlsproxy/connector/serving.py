@@ -251,7 +251,7 @@ class Serving:
 
     def _descriptors_part(self) -> Part:
         trouble = next((one.trouble for one in self._acceptors if one.trouble), "")
-        if time.monotonic() - self._starved < STARVED:
+        if not trouble and time.monotonic() - self._starved < STARVED:
             trouble = "none is left for connections to targets: raise the limit (LimitNOFILE), or lower max_connections"
         return not_ready(trouble) if trouble else OK
 
