@@ -45,9 +45,7 @@ def rest_generation(site: Site, on_full: str = "refuse", upstream: str = "http:/
         "limited": {"access": docs, "limits": {"concurrent_requests": 2}},
         "tenant": {"access": docs, "filter": {"tenant": "acme"}},
     }
-    keys = [
-        {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
-    ]
+    keys = [{"name": name, "role": name, "sha256": hashlib.sha256(KEYS[name].encode()).hexdigest()} for name in roles]
     config = site.write_config(
         upstream,
         service={"verify_https_client_certificate": False},
