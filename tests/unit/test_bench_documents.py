@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import quick, run, scale
+from bench.dimensions import SCALE
 from bench.peers import PEERS
 from bench.results import Results
 from bench.standing import markdown
@@ -30,7 +31,7 @@ def test_table_is_that_of_the_results_beside_it() -> None:
 def test_arguments_are_taken(target: str, arguments: str) -> None:
     command = COMMANDS[target]
     told = command.make_context(target, shlex.split(arguments)).params
-    assert set(told["only"]) <= set(PEERS)
+    assert set(told["only"]) <= ({row.name for row in SCALE} if command is scale else set(PEERS))
     assert set(told.get("workloads", ())) <= set(BY_NAME)
     made = subprocess.run(
         ["make", "--no-print-directory", "-n", target, f"BENCH_ARGS={arguments}"],
