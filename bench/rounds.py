@@ -28,7 +28,7 @@ _START = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What contenders run in: where, with which certificates, in front of what. ``download`` is that many bytes."""
+    """Place, certificates and upstream of the contenders. ``download``: its size in bytes."""
 
     directory: Path
     site: Site

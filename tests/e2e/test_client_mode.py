@@ -120,7 +120,7 @@ class Bench:
         return stack.enter_context(tls_serving(server_context(self.site.directory, issued, self.site.authority)))
 
     def serial(self) -> int:
-        """Of the client certificate that a new connection presents."""
+        """Serial number of the client certificate that a new connection presents."""
         with ExitStack() as stack:
             _, server = self.pair(stack)
             return serial_of(server)

@@ -201,7 +201,7 @@ def test_one_that_is_added_while_it_runs_is_fetched_by_interval_and_told_until_i
             told = CliRunner().invoke(check, ["--config", str(config)]).stdout
             assert f"bundle of {server.url}/bundle: version 1, signed at " in told
 
-            # What has not changed is not sent again, and makes no generation.
+            # An unchanged bundle is not sent again, and makes no generation.
             generation = metric(gateway, "tlsproxy_generation")
             for _ in range(2):
                 assert server.unchanged.acquire(timeout=20)

@@ -175,7 +175,7 @@ def test_who_may_not(site: Site, shared_upstream: ScriptedUpstream, client: str,
 
 
 def test_a_reset_is_no_end(site: Site, shared_upstream: ScriptedUpstream) -> None:
-    """Of either side it reaches the other one as a reset, so that nobody takes a part for the whole."""
+    """A reset by either side reaches the other one as a reset, so that nobody takes a part for the whole."""
     reset, heard = struct.pack("ii", 1, 0), queue.SimpleQueue[bytes | str]()
 
     def broken(sock: socket.socket) -> None:

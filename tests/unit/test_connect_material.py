@@ -103,7 +103,7 @@ def test_a_start_needs_good_files(bench: Bench) -> None:
 def test_a_want_of_descriptors_for_targets_is_told(
     bench: Bench, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where one is left for each client, accepting has no trouble."""
+    """Accepting has no trouble as long as one is left for each client."""
 
     def refuse(*_arguments: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -269,7 +269,7 @@ def test_an_upstream_changes_twice_while_a_message_waits(ends: Ends, generations
 def test_an_upstream_changes_again_before_the_client_has_heard_of_the_former_one(
     ends: Ends, generations: list[Generation]
 ) -> None:
-    """What it acknowledges then says nothing of the latest one, whose streams have less room."""
+    """Its acknowledgement then says nothing of the latest one, whose streams have less room."""
     called(ends)
     _, second = moved(ends, generations[1])
     second.settings(INITIAL_WINDOW_SIZE=LARGE)

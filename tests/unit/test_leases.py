@@ -240,7 +240,7 @@ def test_tokens_that_time_has_made_up_for_are_not_paid_again(clock: Clock) -> No
 
 
 def looked(gateways: list[Gateway], store: Store, *, there: bool = True) -> None:
-    """What each does every :data:`LOOK`."""
+    """Each gateway's look at the store, as every :data:`LOOK`."""
     for one in gateways:
         if not there:
             one.leases.invalid()

@@ -15,7 +15,7 @@ from typing import Final, Literal, Protocol
 from tlsproxy.connector.dialling import Candidate, Dialler, Dialling
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import DialledStream
-from tlsproxy.proxy.transport.stream import Stream, StreamHandler
+from tlsproxy.proxy.transport.stream import Stream, StreamHandler, read_both
 from tlsproxy.tls.client_context import ServerRefused
 
 LINGER: Final = 1.0
@@ -117,7 +117,7 @@ class Connection:
         if self.candidate is None or not (prompt or isinstance(error, ServerRefused)):
             return False
         failure = error or ConnectionAbortedError("the server ended the connection at once")
-        # Where no other address follows for this client, the target is down until a check finds one for the next.
+        # Without another address for this client the target is down until a check finds one for the next.
         self._connector.failed(replace(self.candidate, last=self.candidate.last or self._sent), failure)
         return not self._sent
 
@@ -156,11 +156,7 @@ class Connection:
             return
         if not server.stalled:
             server.deadline = NEVER
-        for source, sink in ((self.client, server), (server, self.client)):
-            if sink.stalled:
-                source.pause_reading()
-            else:
-                source.resume_reading()
+        read_both(self.client, server)
 
     def _restart_idle_time(self) -> None:
         if self.server is not None and not self.client.stalled:

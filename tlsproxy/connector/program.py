@@ -7,17 +7,14 @@ second one ends the process at once, as the first does during the start.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final
 
 import tlsproxy
 from tlsproxy.admin.health import HealthServer, HealthSettings
@@ -29,19 +26,18 @@ from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.frontend.listener import Bound, address_of, bind
 from tlsproxy.service import logs
 from tlsproxy.service.expiry_log import ExpiryLog
+from tlsproxy.service.lifecycle import HEALTH_MODE, Signals, exit_status, write_ready_file
 from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reload_result import ReloadResult, outcome
 from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.systemd.notify import Notifier
-from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
+from tlsproxy.service.systemd.sockets import inherited_sockets, open_sockets
 from tlsproxy.service.systemd.watchdog import Watchdog
 from tlsproxy.snapshot.name_resolution import START_DEADLINE
 from tlsproxy.snapshot.notify import FileNotifications
 from tlsproxy.snapshot.watch_paths import places_of
 from tlsproxy.threads import in_thread
 
-_HEALTH_MODE: Final = 0o666
-"""Mode of a unix socket for health checks: answers are for whoever can connect, as on a network."""
 _log = logging.getLogger(__name__)
 
 
@@ -63,18 +59,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         return 1 if error.kind is FailureKind.ENVIRONMENT else 2
     logs.configure(material.config.logger, material.config.log_level, os.environ)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        try:
-            inherited = inherited_sockets(os.environ, os.getpid())
-            runner.run(_Program(source, material, ready_file, notifier, inherited).serve())
-        except asyncio.CancelledError:
-            _log.info("ended before it served")
-        except InheritedSocketError as error:
-            _log.critical("cannot serve: %s", error)
-            return 2
-        except (TlsproxyError, OSError) as error:
-            _log.critical("cannot serve: %s", error)
-            return 1
-    return 0
+        return exit_status(runner, _Program(source, material, ready_file, notifier).serve())
 
 
 class _Program:
@@ -84,17 +69,13 @@ class _Program:
         material: Material,
         ready_file: Path | None,
         notifier: Notifier,
-        inherited: Sequence[Inherited],
     ) -> None:
-        self._inherited = inherited
         self._source = source
         self._started = material.config
         self._first = material
         self._ready_file = ready_file
         self._notifier = notifier
-        self._starting: asyncio.Task[None] | None = None
-        self._stopping = asyncio.Event()
-        self._ended = asyncio.Event()
+        self._signals = Signals()
         self._due = asyncio.Event()
         self._hung_up = False
         self._publications = 1
@@ -102,13 +83,13 @@ class _Program:
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT, which cancel it during the start."""
-        self._starting = asyncio.current_task()
         impaired = asyncio.Event()
         with ExitStack() as stack:
             where = [listener.listening for listener in self._started.listeners]
-            bound = open_sockets(where, self._inherited, stack.enter_context(ExitStack()))
+            inherited = inherited_sockets(os.environ, os.getpid())
+            bound = open_sockets(where, inherited, stack.enter_context(ExitStack()))
             health = self._bind_health(stack)
-            self._handle_signals(asyncio.get_running_loop())
+            self._signals.handle(self._on_hang_up)
             serving = Serving(self._first, impaired)
             stack.callback(serving.close)
             await serving.names.resolve(START_DEADLINE)
@@ -120,7 +101,7 @@ class _Program:
             self._announce(bound, health)
             monitor = ReadinessMonitor(serving.ready, serving.counted, self._notifier, impaired)
             watchdog = Watchdog(self._notifier, [one.sock for one in bound], is_closed, serving.expect_probe)
-            self._starting = None
+            self._signals.started()
             async with asyncio.TaskGroup() as tasks:
                 watched = tasks.create_task(watchdog.run())
                 owned = [
@@ -128,17 +109,17 @@ class _Program:
                     tasks.create_task(serving.names.run()),
                     tasks.create_task(self._renew(serving)),
                 ]
-                await self._stopping.wait()
+                await self._signals.stopping.wait()
                 watched.cancel()
                 self._notifier.stopping()
-                await serving.drain(self._ended)
+                await serving.drain(self._signals.ended)
                 for task in owned:
                     task.cancel()
 
     def _bind_health(self, stack: ExitStack) -> socket.socket | None:
         if self._started.health.listen is None:
             return None
-        bound = bind(listen_endpoint(self._started.health.listen), _HEALTH_MODE)
+        bound = bind(listen_endpoint(self._started.health.listen), HEALTH_MODE)
         stack.callback(bound.close)
         return bound.sock
 
@@ -149,10 +130,7 @@ class _Program:
         url = "" if health is None else str(address_of(health))
         if health is not None and not isinstance(address_of(health), UnixSocket):
             url = f"http://{url}"
-        if self._ready_file is not None:
-            staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-            staged.write_text(json.dumps({"listeners": addresses, "health": url or None}), encoding="utf-8")
-            staged.replace(self._ready_file)
+        write_ready_file(self._ready_file, {"listeners": addresses, "health": url or None})
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if url:
             _log.info("serving health checks on %s", url)
@@ -160,25 +138,9 @@ class _Program:
             _log.warning("%s", warning)
         self._notifier.serving(serving, ReloadResult("ok", "start", time.time(), self._publications))
 
-    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.add_signal_handler(signal.SIGHUP, self._on_hang_up)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since the command's start
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
-
     def _on_hang_up(self) -> None:
         self._hung_up = True
         self._due.set()
-
-    def _on_stop(self, name: str) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-        elif self._stopping.is_set():
-            _log.warning("%s again: ending at once", name)
-            self._ended.set()
-        else:
-            _log.info("%s: draining", name)
-            self._stopping.set()
 
     async def _renew(self, serving: Serving) -> None:
         """Read the files by interval, when they may have changed, and at SIGHUP, until cancelled."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Notices:
-    """Of a configuration's files, and of what is fetched beside them."""
+    """Notices of a configuration's files, and of documents fetched beside them."""
 
     def __init__(self, key_sets: KeySets, bundles: Bundles) -> None:
         self._key_sets = key_sets

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tlsproxy
 from tlsproxy.admin import view
@@ -43,6 +41,7 @@ from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.clock_jumps import ClockJumps
+from tlsproxy.service.lifecycle import HEALTH_MODE, Signals, exit_status, write_ready_file
 from tlsproxy.service.lock_publisher import LockPublisher
 from tlsproxy.service.lock_trail import LockTrail
 from tlsproxy.service.node_trail import NodeTrail
@@ -52,7 +51,7 @@ from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Served, Serving
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd.notify import Notifier
-from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
+from tlsproxy.service.systemd.sockets import Inherited, inherited_sockets, open_sockets
 from tlsproxy.service.systemd.watchdog import HandshakeQuestion, Watchdog
 from tlsproxy.service.workers.supervisor import Supervisor
 from tlsproxy.snapshot.bundles import Bundles
@@ -66,8 +65,6 @@ from tlsproxy.snapshot.watch import Watcher
 if TYPE_CHECKING:
     from tlsproxy.service.shared.coordinator import Coordinator
 
-_HEALTH_MODE: Final = 0o666
-"""Mode of a unix socket for health checks: answers are for whoever can connect, as on a network."""
 _log = logging.getLogger(__name__)
 
 
@@ -102,17 +99,8 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         logs.configure(config.logger, config.log_level, os.environ)
         if config.admin.listen is not None:  # before the first client is accepted, which would wait for it
             import tlsproxy.admin.server  # noqa: F401, PLC0415
-        try:
-            runner.run(_Program(config_path, first, key_sets, bundles, ready_file, notifier, inherited).serve())
-        except asyncio.CancelledError:
-            _log.info("ended before it served")
-        except InheritedSocketError as error:
-            _log.critical("cannot serve: %s", error)
-            return 2
-        except (TlsproxyError, OSError) as error:
-            _log.critical("cannot serve: %s", error)
-            return 1
-    return 0
+        program = _Program(config_path, first, key_sets, bundles, ready_file, notifier, inherited)
+        return exit_status(runner, program.serve())
 
 
 class _Program:
@@ -137,16 +125,13 @@ class _Program:
         self._ready_file = ready_file
         self._notifier = notifier
         self._inherited = inherited
-        self._starting: asyncio.Task[None] | None = None
-        self._stopping = asyncio.Event()
-        self._ended = asyncio.Event()
+        self._signals = Signals()
         self._reload = asyncio.Event()
         self._impaired = asyncio.Event()
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT, which cancel it during the start."""
         config = self._generation.config
-        self._starting = asyncio.current_task()
         async with AsyncExitStack() as stack:
             turn, counts = ALONE, counters.private()
             if config.workers > 1:
@@ -158,7 +143,7 @@ class _Program:
             stack.callback(audit.close)
             bound = open_sockets([*listening(config)], self._inherited, stack.enter_context(ExitStack()))
             for_health = self._bind_health(stack)
-            self._handle_signals(asyncio.get_running_loop())
+            self._signals.handle(self._reload.set)
             served = await self._start_serving(stack, bound, audit, turn)
             watch = LockFileWatch(self._config_path, self._generation.states.locks)
             shared = self._sharing(served)
@@ -199,7 +184,7 @@ class _Program:
             health = self._start_health(stack, for_health, state, served)
             self._announce(bound, admin, health, reloader)
             _event(audit, "start", self._generation.config_sha256)
-            self._starting = None
+            self._signals.started()
             async with asyncio.TaskGroup() as tasks:
                 watched = tasks.create_task(watchdog.run())
                 owned = [
@@ -215,10 +200,10 @@ class _Program:
                 ]
                 if shared is not None:
                     owned.append(tasks.create_task(shared.run()))
-                await self._stopping.wait()
+                await self._signals.stopping.wait()
                 watched.cancel()
                 self._notifier.stopping()
-                await served.drain(self._ended)
+                await served.drain(self._signals.ended)
                 for task in owned:
                     task.cancel()
             if shared is not None:
@@ -281,7 +266,7 @@ class _Program:
         endpoint = health_endpoint(self._generation.config)
         if endpoint is None:
             return None
-        bound = bind(endpoint, _HEALTH_MODE)
+        bound = bind(endpoint, HEALTH_MODE)
         stack.callback(bound.close)
         return bound.sock
 
@@ -319,28 +304,9 @@ class _Program:
             _log.error("not in force yet: %s", problem)
         for warning in reloader.notices():
             _log.warning("%s", warning)
-        if self._ready_file is not None:
-            staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-            addresses = {"listeners": described(bound), "admin": admin} | ({"health": health} if health else {})
-            staged.write_text(json.dumps(addresses), encoding="utf-8")
-            staged.replace(self._ready_file)
+        addresses = {"listeners": described(bound), "admin": admin} | ({"health": health} if health else {})
+        write_ready_file(self._ready_file, addresses)
         self._notifier.serving(serving, reloader.last)
-
-    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since the command's start
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
-
-    def _on_stop(self, name: str) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-        elif self._stopping.is_set():
-            _log.warning("%s again: ending at once", name)
-            self._ended.set()
-        else:
-            _log.info("%s: draining", name)
-            self._stopping.set()
 
     async def _reload_on_signal(self, reloader: Reloader) -> None:
         while True:

@@ -129,7 +129,7 @@ def _all(generation: Generation) -> Iterator[Lifetime]:
 
 
 def tls_lifetimes(states: TlsStates) -> Iterator[Lifetime]:
-    """Of our client certificates, and of the CAs that verify servers."""
+    """Lifetimes of our client certificates, and of the CAs that verify servers."""
     for path, certificate in states.client_certificates.items():
         for facts in map(facts_of, certificate.value.chain):
             yield _certificate("client", facts, str(path))

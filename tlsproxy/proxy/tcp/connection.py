@@ -24,6 +24,7 @@ from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import DialledStream, dial, leads_to
+from tlsproxy.proxy.transport.stream import read_both
 from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.tls.client_context import ServerRefused
@@ -271,11 +272,7 @@ class TcpConnection:
             return
         if not upstream.stalled:
             upstream.deadline = NEVER
-        for source, sink in ((self.stream, upstream), (upstream, self.stream)):
-            if sink.stalled:
-                source.pause_reading()
-            else:
-                source.resume_reading()
+        read_both(self.stream, upstream)
 
     def _restart_idle_time(self) -> None:
         if not self.stream.stalled:

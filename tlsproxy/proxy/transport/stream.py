@@ -454,3 +454,12 @@ class Stream:
             return
         self.deadline = NEVER
         self.tell(self.handler.deadline_passed)
+
+
+def read_both(one: Stream, other: Stream) -> None:
+    """Reads from each of two relayed streams as long as the other takes the data."""
+    for source, sink in ((one, other), (other, one)):
+        if sink.stalled:
+            source.pause_reading()
+        else:
+            source.resume_reading()
