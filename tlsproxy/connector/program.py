@@ -59,7 +59,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         return 1 if error.kind is FailureKind.ENVIRONMENT else 2
     logs.configure(material.config.logger, material.config.log_level, os.environ)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return exit_status(runner, _Program(source, material, ready_file, notifier).serve())
+        return exit_status(runner, _Program(source, material, ready_file, notifier).serve(), _log)
 
 
 class _Program:
@@ -75,7 +75,7 @@ class _Program:
         self._first = material
         self._ready_file = ready_file
         self._notifier = notifier
-        self._signals = Signals()
+        self._signals = Signals(_log)
         self._due = asyncio.Event()
         self._hung_up = False
         self._publications = 1

@@ -16,13 +16,15 @@ from tlsproxy.service.systemd.sockets import InheritedSocketError
 
 HEALTH_MODE: Final = 0o666
 """Mode of a unix socket for health checks: answers are for whoever can connect, as on a network."""
-_log = logging.getLogger(__name__)
 
 
 class Signals:
-    """SIGTERM and SIGINT cancel the start, then set ``stopping``, and the second one ``ended``, at once."""
+    """SIGTERM and SIGINT cancel the start, then set ``stopping``, and the second one ``ended``, at once. ``log`` is the
+    program's.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
         self.stopping = asyncio.Event()
         self.ended = asyncio.Event()
         self._starting: asyncio.Task[Any] | None = None
@@ -44,26 +46,26 @@ class Signals:
         if self._starting is not None:
             self._starting.cancel()
         elif self.stopping.is_set():
-            _log.warning("%s again: ending at once", name)
+            self._log.warning("%s again: ending at once", name)
             self.ended.set()
         else:
-            _log.info("%s: draining", name)
+            self._log.info("%s: draining", name)
             self.stopping.set()
 
 
-def exit_status(runner: asyncio.Runner, serving: Coroutine[Any, Any, None]) -> int:
+def exit_status(runner: asyncio.Runner, serving: Coroutine[Any, Any, None], log: logging.Logger) -> int:
     """Run to the end: 0 after a stop, 1 after a failure, where a retry may succeed, 2 for an inherited socket that fits
     no listener.
     """
     try:
         runner.run(serving)
     except asyncio.CancelledError:
-        _log.info("ended before it served")
+        log.info("ended before it served")
     except InheritedSocketError as error:
-        _log.critical("cannot serve: %s", error)
+        log.critical("cannot serve: %s", error)
         return 2
     except (TlsproxyError, OSError) as error:
-        _log.critical("cannot serve: %s", error)
+        log.critical("cannot serve: %s", error)
         return 1
     return 0
 

@@ -100,7 +100,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         if config.admin.listen is not None:  # before the first client is accepted, which would wait for it
             import tlsproxy.admin.server  # noqa: F401, PLC0415
         program = _Program(config_path, first, key_sets, bundles, ready_file, notifier, inherited)
-        return exit_status(runner, program.serve())
+        return exit_status(runner, program.serve(), _log)
 
 
 class _Program:
@@ -125,7 +125,7 @@ class _Program:
         self._ready_file = ready_file
         self._notifier = notifier
         self._inherited = inherited
-        self._signals = Signals()
+        self._signals = Signals(_log)
         self._reload = asyncio.Event()
         self._impaired = asyncio.Event()
 
