@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import resource
 import select
 import socket
@@ -177,6 +178,10 @@ def test_bytes_go_through_and_come_back(bench: Bench) -> None:
     assert said(bench.connecting.connect(PLAIN), data) == data
     after = bench.connecting.metric("connect_bytes_total", listener=PLAIN, direction="in")
     assert after - before == len(data)
+    agreed = (
+        r'handshakes_negotiated_total\{cipher="TLS_AES_256_GCM_SHA384",group="\w*",side="target",version="TLSv1.3"\}'
+    )
+    assert re.search(agreed, bench.connecting.ask("/metrics")[1])
 
 
 @pytest.mark.parametrize(

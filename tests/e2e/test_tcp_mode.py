@@ -67,6 +67,7 @@ def test_bytes_go_both_ways(site: Site, shared_upstream: ScriptedUpstream) -> No
                 "admin",
                 "CN=alice,OU=platform",
             )
+            assert (opened["tls_version"], opened["tls_cipher"]) == (sock.version(), sock.cipher()[0])
             (live,) = json.loads(gateway.ask_admin("/status")[1])["connections"]["live"]
             assert (live["protocol"], live["bytes_in"], live["bytes_out"]) == ("tcp", 5, 5)
         closed = gateway.audited(event="tcp_close")

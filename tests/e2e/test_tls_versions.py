@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 
 import pytest
@@ -38,6 +39,15 @@ def test_served(site: Site, shared_gateway: Gateway, version: ssl.TLSVersion, ci
         assert sock.version() == version.name.replace("v1_", "v1.")
         assert sock.compression() is None
         assert ask(sock).status == 200
+        agreed = {"tls_version": sock.version(), "tls_cipher": sock.cipher()[0]}
+        assert shared_gateway.audited(method="list_collections").items() >= agreed.items()
+        told = json.loads(shared_gateway.ask_admin("/status")[1])
+        ((live, counted),) = [*zip(told["connections"]["live"], told["tls"], strict=True)]
+        assert live.items() >= agreed.items()
+        assert (counted["version"], counted["cipher"], counted["connections"]) == (*agreed.values(), 1)
+        assert live["tls_group"] == counted["group"]
+        labels = f'cipher="{agreed["tls_cipher"]}",group="{counted["group"] or ""}",side="client"'
+        assert f"tlsproxy_handshakes_negotiated_total{{{labels}" in shared_gateway.ask_admin("/metrics")[1]
 
 
 @pytest.mark.parametrize(

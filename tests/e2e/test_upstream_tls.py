@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import ssl
 import threading
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ def test_requests_calls_and_bytes_go_over_tls(bench: Bench) -> None:
     for front in (bench.rest, bench.grpc, bench.tcp):
         front.wait(bench.serial)
     assert bench.ready()["ready"]
+    series = re.compile(r'handshakes_negotiated_total\{.*side="upstream",version="([^"]*)"\} (.*)')
+    counted = series.findall(bench.gateway.ask_admin("/metrics")[1])
+    assert [(version, float(number) >= 3) for version, number in counted] == [("TLSv1.3", True)]
 
 
 def test_a_call_names_the_scheme_of_its_node(bench: Bench) -> None:

@@ -111,11 +111,15 @@ def status(**more: Any) -> dict[str, Any]:
         "connections": {
             "open": 3, "draining": False,
             "live": [
-                connection(1, "CN=alice,OU=platform"),
+                connection(1, "CN=alice,OU=platform", tls_version="TLSv1.2", tls_cipher="AEAD", tls_group="X25519"),
                 connection(2, HOSTILE, protocol="grpc", role="search", rule="search-svc", ending="certificate_revoked"),
                 connection(7, None, rule=None, role=None, key="nightly"),
             ],
         },
+        "tls": [
+            {"version": "TLSv1.3", "cipher": "AEAD", "group": None, "connections": 2},
+            {"version": "TLSv1.2", "cipher": "AEAD", "group": "X25519", "connections": 1},
+        ],
         "upstream": {"rest": "http://127.0.0.1:16333", "idle": 3, "busy": 1},
         "decisions": {"seconds": 10, "kept": 90, "slots": slots()},
         "refusals": [

@@ -18,6 +18,7 @@ from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.metrics.metrics import HANDSHAKE_BUCKETS, REQUEST_BUCKETS, Metrics
 from tlsproxy.proxy.limits.fair_shares import Share, Shares
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
+from tlsproxy.tls.negotiated import Negotiated
 
 if TYPE_CHECKING:
     from tlsproxy.snapshot.generation import Generation
@@ -78,6 +79,8 @@ def everything(metrics: Metrics) -> None:
     metrics.request("search_points", "search", "allowed", "allowed", 0.003)
     metrics.tcp("admin", "allowed", "allowed")
     metrics.handshake("ok", 0.002)
+    metrics.negotiated("client", Negotiated("TLSv1.3", "TLS_AES_256_GCM_SHA384"))
+    metrics.negotiated("upstream", None)
     metrics.connection("accepted")
     metrics.accept_error()
     metrics.upstream_connect("ok")
@@ -126,6 +129,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_handshake_duration_seconds_bucket",
         "tlsproxy_handshake_duration_seconds_count",
         "tlsproxy_handshake_duration_seconds_sum",
+        "tlsproxy_handshakes_negotiated_total",
         "tlsproxy_handshakes_total",
         "tlsproxy_locks",
         "tlsproxy_limit_overflows_total",

@@ -73,7 +73,7 @@ def gateway(server: socket.socket, **settings: float) -> Any:
         balancer=balancer,
         deadlines=Deadlines(loop),
         places=Shares(upstream["max_connections"], 1, Overloaded),
-        metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
+        metrics=SimpleNamespace(upstream_connect=lambda _outcome: None, negotiated=lambda _side, _agreed: None),
         bounds=RuntimeLimits(Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "upstream": upstream})),
     )
 

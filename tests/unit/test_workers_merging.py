@@ -82,9 +82,14 @@ def test_counters_are_summed_and_never_go_back(came: list[list[str]]) -> None:
     assert now["tlsproxy_upstream_connections", (("state", "idle"),)] == 1
 
 
+V13 = {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "group": None}
+V12 = {"version": "TLSv1.2", "cipher": "ECDHE-ECDSA-AES256-GCM-SHA384", "group": None}
+
+
 def figures(number: int, *, draining: bool = False) -> dict[str, Any]:
     return {
         "connections": {"open": 2, "draining": draining, "live": [{"number": number}, {"number": number + 2}]},
+        "tls": [{**V13, "connections": 2}],
         "upstream": {"rest": "http://127.0.0.1:1", "idle": 1, "busy": 0},
         "audit": {"queued": 0, "written": number, "dropped": 0},
         "decisions": Recent().decisions(),
@@ -93,9 +98,12 @@ def figures(number: int, *, draining: bool = False) -> dict[str, Any]:
 
 
 def test_figures_are_summed_and_connections_listed_by_number() -> None:
-    merged = merged_figures([figures(2), figures(1, draining=True)], most=3)
+    other = figures(1, draining=True)
+    other["tls"] = [{**V12, "connections": 1}, {**V13, "connections": 1}]
+    merged = merged_figures([figures(2), other], most=3)
     assert merged == {
         "connections": {"open": 4, "draining": True, "live": [{"number": 1}, {"number": 2}, {"number": 3}]},
+        "tls": [{**V13, "connections": 3}, {**V12, "connections": 1}],
         "upstream": {"rest": "http://127.0.0.1:1", "idle": 2, "busy": 0},
         "audit": {"queued": 0, "written": 3, "dropped": 0},
         "decisions": Recent().decisions(),

@@ -58,6 +58,7 @@ def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
         minutes=status["decisions"]["seconds"] * status["decisions"]["kept"] // 60,
         box=f"0 0 {SLOTS * _BAR} {_HEIGHT}",
         connections=connections[:MAX_CONNECTIONS],
+        tls_versions=view.tls_versions(status),
         further=max(0, status["connections"]["open"] - min(len(connections), MAX_CONNECTIONS)),
         sharing=view.sharing(status),
         bundle=view.bundle(status.get("bundle")),

@@ -6,6 +6,7 @@ marks that reverse the order of a line. HTML escaping is up to the renderer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,6 +77,9 @@ class Connection:
     requests: int
     transferred: str
     ending: str
+    tls: str
+    cipher: str
+    group: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ def _summed(rows: Sequence[Sequence[int]]) -> list[int]:
 def connections(section: Mapping[str, Any], *, with_ca: bool) -> list[Connection]:
     """Rows of the section ``connections``, newest first.
 
-    ``with_ca`` adds the client's CA. A gateway older than this program reports none, and no balancer.
+    ``with_ca`` adds the client's CA. A gateway older than this program reports none, no balancer, and nothing of TLS.
     """
     return [
         Connection(
@@ -189,9 +193,20 @@ def connections(section: Mapping[str, Any], *, with_ca: bool) -> list[Connection
             requests=entry["requests"],
             transferred=f"{size(entry['bytes_in'])} in, {size(entry['bytes_out'])} out",
             ending=shown(entry["ending"]),
+            tls=shown(entry.get("tls_version")),
+            cipher=shown(entry.get("tls_cipher")),
+            group=shown(entry.get("tls_group")),
         )
         for entry in sorted(section["live"], key=lambda each: each["age"])
     ]
+
+
+def tls_versions(status: Mapping[str, Any]) -> str:
+    """Connections by TLS version, the lowest first: `3 TLSv1.2, 40 TLSv1.3`. An older gateway reports none."""
+    counted: Counter[str] = Counter()
+    for row in status.get("tls", ()):
+        counted[row["version"]] += row["connections"]
+    return ", ".join(f"{count} {shown(version)}" for version, count in sorted(counted.items()))
 
 
 def refusals(section: Sequence[Mapping[str, Any]]) -> list[Refused]:

@@ -180,7 +180,8 @@ class Outcome(Protocol):
 def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: float, reason: str = "") -> str:
     """The line of one request, its newline included.
 
-    `remote` is the peer's address as :func:`json_string` renders it (once for each connection), `duration` seconds.
+    `remote` is the peer's address as :func:`json_string` renders it, and maybe :func:`members` behind it (once for each
+    connection), `duration` seconds.
     `reason` replaces the decision's if the request failed after it.
     """
     tracing = outcome.tracing
@@ -241,6 +242,11 @@ def _until(millisecond: int) -> str:
 def _second(second: int) -> str:
     """Memoized: it would be the larger part of a line's cost."""
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def members(fields: Mapping[str, str]) -> str:
+    """Members of an object, each with a comma before it, as JSON."""
+    return _fields(*fields.items())
 
 
 def _fields(*fields: tuple[str, str | None]) -> str:

@@ -132,10 +132,11 @@ def _block(label: str, rows: Iterable[str]) -> Iterator[str]:
 
 def _connection(row: view.Connection) -> str:
     ca = f", certificate of {row.ca}" if row.ca else ""
+    tls = f", {' '.join(filter(None, (row.tls, row.cipher, row.group)))}" if row.tls else ""
     ending = f", ends: {row.ending}" if row.ending else ""
     return (
         f"no. {row.number}: {row.protocol} from {row.address} for {row.age}, {row.requests} requests, "
-        f"{row.transferred}{ca}{ending}"
+        f"{row.transferred}{tls}{ca}{ending}"
     )
 
 

@@ -186,9 +186,10 @@ def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:
     warnings = (view.shown(warning) for warning in generation["warnings"])
     yield from (Text(f"warning: {warning}", "yellow") for warning in warnings if warning not in headline)
     audit, upstream = status["audit"], status["upstream"]
+    versions = f" ({tls})" if (tls := view.tls_versions(status)) else ""
     dropped = f", {audit['dropped']} dropped" if audit["dropped"] else ""
     yield Text(
-        f"{connections['open']} connections, to Qdrant {upstream['busy']} busy and {upstream['idle']} idle, "
+        f"{connections['open']} connections{versions}, to Qdrant {upstream['busy']} busy and {upstream['idle']} idle, "
         f"audit lines {audit['written']} written and {audit['queued']} waiting{dropped}"
     )
     for node in view.nodes(status):
@@ -252,7 +253,13 @@ def _connections(rows: Sequence[view.Connection], further: int, *, short: bool) 
         client = Text.assemble(row.client, (beside, "dim"), (f"  {row.ending}", "yellow"))
         role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
         table.add(
-            str(row.number), client, role, f"{row.address} {row.protocol}", row.age, str(row.requests), row.transferred
+            str(row.number),
+            client,
+            role,
+            " ".join(filter(None, (row.address, row.protocol, row.tls))),
+            row.age,
+            str(row.requests),
+            row.transferred,
         )
     if further > 0:
         table.add("", Text(f"{further} more", "dim"))

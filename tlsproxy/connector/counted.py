@@ -30,6 +30,7 @@ class Counted:
         self.connections: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
         self.failures: Counter[tuple[str, str, str]] = Counter()
+        self.negotiated: Counter[tuple[str, str, str, str]] = Counter()
         self.accept_errors = 0
         self.reloads: Counter[tuple[str, str]] = Counter()
 
@@ -51,6 +52,7 @@ class Counted:
         yield families.CONNECT_BYTES.of(self.bytes.items())
         yield families.CONNECT_FAILURES.of(self.failures.items())
         yield families.CONNECT_TARGET_UP.of((labels, up) for labels, up in self._targets() if up is not None)
+        yield families.NEGOTIATED.of(self.negotiated.items())
         yield families.ACCEPT_ERRORS.single(self.accept_errors)
         yield families.RELOADS.of(self.reloads.items())
         lifetimes = ends_by_name(self._lifetimes())

@@ -12,6 +12,7 @@ from tlsproxy.connector.model import ConnectLimits
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import Address, DialHandler, DialledStream, Unresolved
 from tlsproxy.tls.client_context import ServerRefused
+from tlsproxy.tls.negotiated import Negotiated
 
 NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE))
 _REASONS: Final = (
@@ -53,6 +54,9 @@ class Dialler(Protocol):
 
     def is_current(self, candidate: Candidate, stream: DialledStream) -> bool:
         """Whether it would be dialled so now: a publication may have come meanwhile."""
+
+    def agreed(self, negotiated: Negotiated | None) -> None:
+        """A TLS handshake with a target has ended well."""
 
     def failed(self, candidate: Candidate, error: Exception) -> None: ...
 
@@ -107,6 +111,7 @@ class Dialling:
         if stream is None or candidate is None:
             return
         self._stream = None
+        self._dialler.agreed(stream.negotiated)
         if self._dialler.is_current(candidate, stream):
             stream.deadline = NEVER
             self._stands(candidate, stream)

@@ -25,6 +25,7 @@ from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, Unresolved, dial, is_trusted
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.snapshot.lifetimes import Lifetime, tls_lifetimes
+from tlsproxy.tls.negotiated import Negotiated
 
 TARGETS: Final = "targets"
 CERTIFICATE: Final = "client_certificate"
@@ -180,6 +181,10 @@ class Serving:
 
     def is_current(self, candidate: Candidate, stream: DialledStream) -> bool:
         return is_trusted(stream, self.material.ways.get((candidate.listen, candidate.target)))
+
+    def agreed(self, negotiated: Negotiated | None) -> None:
+        if negotiated is not None:
+            self.counted.negotiated["target", negotiated.version, negotiated.cipher, negotiated.group] += 1
 
     def failed(self, candidate: Candidate, error: Exception) -> None:
         self.counted.failures[candidate.listen, candidate.target, failure_reason(error)] += 1

@@ -67,6 +67,16 @@ HANDSHAKES: Final = _counter(
     "handshakes", "handshakes", "TLS handshakes that ended; outcome: ok, or a reason.", "outcome"
 )
 HANDSHAKE_DURATION: Final = _histogram("handshake_duration_seconds", "seconds", "Time of a TLS handshake.")
+NEGOTIATED: Final = _counter(
+    "handshakes_negotiated",
+    "handshakes",
+    "TLS handshakes that succeeded, by what they agreed on; side: client, upstream (in client mode: target). Python "
+    "before 3.15 does not tell the group, which is empty then.",
+    "side",
+    "version",
+    "cipher",
+    "group",
+)
 CONNECTIONS_OPEN: Final = _gauge("connections", "connections", "Open client connections.")
 CONNECTIONS_LIMIT: Final = _gauge(
     "connections_limit", "connections", "Most open client connections: limits.connections of all workers together."

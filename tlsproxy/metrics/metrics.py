@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tlsproxy.proxy.limits.fair_shares import Shares
     from tlsproxy.snapshot.generation import Generation
+    from tlsproxy.tls.negotiated import Negotiated, Side
 
 REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """Upper bounds in seconds: from a point lookup to a snapshot."""
@@ -69,6 +70,7 @@ class Metrics(Collector):
         self._requests: dict[tuple[str, str, str, str], Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
         self._tcp: dict[str, int] = defaultdict(int)
         self._handshakes: dict[str, int] = defaultdict(int)
+        self._negotiated: dict[tuple[str, str, str, str], int] = defaultdict(int)
         self._handshake_durations = Histogram(HANDSHAKE_BUCKETS)
         self._connections: dict[str, int] = defaultdict(int)
         self._open_connections = 0
@@ -113,6 +115,11 @@ class Metrics(Collector):
     def handshake(self, outcome: str, seconds: float) -> None:
         self._handshakes[outcome] += 1
         self._handshake_durations.observe(seconds)
+
+    def negotiated(self, side: Side, agreed: Negotiated | None) -> None:
+        """A handshake with this side succeeded; None: it is spoken to in plaintext, which is not counted."""
+        if agreed is not None:
+            self._negotiated[side, agreed.version, agreed.cipher, agreed.group] += 1
 
     def connection(self, outcome: str) -> None:
         """A new connection: accepted, or closed at once (of `proxy/limits/addresses.py`, `wire/proxy_protocol.py`)."""
@@ -249,6 +256,7 @@ class Metrics(Collector):
     def _collect_connections(self) -> Iterator[Metric]:
         yield families.HANDSHAKES.keyed(self._handshakes)
         yield families.HANDSHAKE_DURATION.single(self._handshake_durations)
+        yield families.NEGOTIATED.of(self._negotiated.items())
         yield families.CONNECTIONS_OPEN.single(self._open_connections)
         yield families.CONNECTIONS_LIMIT.of(self._connections_limit)
         yield families.CONNECTIONS.keyed(self._connections)

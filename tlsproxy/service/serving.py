@@ -229,6 +229,16 @@ class Serving:
                     for entry in islice((one for one in self._manager if one.named(subject)), MAX_CONNECTIONS)
                 ],
             },
+            "tls": [
+                {
+                    "version": agreed.version,
+                    "cipher": agreed.cipher,
+                    "group": agreed.group or None,
+                    "connections": count,
+                }
+                for agreed, count in self._manager.negotiated.items()
+                if count
+            ],
             "upstream": {
                 **shown_upstreams(self.generation),
                 "idle": idle,

@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
-from tlsproxy.audit.line import Refusal, json_string
+from tlsproxy.audit.line import Refusal, json_string, members
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
@@ -39,6 +39,7 @@ from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.limits.addresses import network_of
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.tls.negotiated import UNKNOWN, Negotiated
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ class Entry:
     ``account`` is the holder of its shares in common budgets. ``end_reason`` is why it is about to end, ``expel_at``
     when it is ended if it has not by then; ``end_audited``: an audit line has that reason. ``route`` is the address of
     its listener as configured, where that is of mode tcp. ``via`` is the balancer that told the client's address, if
-    one did.
+    one did. ``negotiated`` is what its TLS handshake agreed on.
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class Entry:
         "end_reason",
         "expel_at",
         "key",
+        "negotiated",
         "number",
         "opened",
         "protocol",
@@ -99,7 +101,7 @@ class Entry:
         "via",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the facts of a connection, by name
         self,
         number: int,
         protocol: str,
@@ -109,12 +111,14 @@ class Entry:
         *,
         route: str = "",
         via: str = "",
+        negotiated: Negotiated = UNKNOWN,
     ) -> None:
         self.number = number
         self.protocol = protocol
         self.address = address
         self.route = route
         self.via = via
+        self.negotiated = negotiated
         self.standing = standing
         self.opened = opened
         self.session: Session | None = None
@@ -134,9 +138,8 @@ class Entry:
 
     @property
     def remote(self) -> str:
-        """The members `remote` and `via` of an audit line, from the former's value on, as JSON."""
-        via = f',"via":{json_string(self.via)}' if self.via else ""
-        return json_string(self.address) + via
+        """The members `remote`, `via` and those of TLS of an audit line, from the first one's value on, as JSON."""
+        return json_string(self.address) + members(self.transport())
 
     @property
     def label(self) -> str:
@@ -148,9 +151,9 @@ class Entry:
         if not self.standing.withdrawn(gateway.generation, gateway.clock.now()):
             gateway.metrics.connection_ended(reason)
 
-    def balancer(self) -> dict[str, str]:
-        """The field `via` of an audit line of an event, if there is one."""
-        return {"via": self.via} if self.via else {}
+    def transport(self) -> dict[str, str]:
+        """Fields of an audit line on the balancer and on TLS, as far as there are any."""
+        return ({"via": self.via} if self.via else {}) | self.negotiated.fields()
 
     def certificate(self) -> dict[str, str]:
         """Fields of an audit line that name the client's certificate, empty where it has none."""
@@ -195,6 +198,9 @@ class Entry:
             "requests": self.requests,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
+            "tls_version": self.negotiated.version or None,
+            "tls_cipher": self.negotiated.cipher or None,
+            "tls_group": self.negotiated.group or None,
             "ending": self.end_reason or None,
         }
 
@@ -214,12 +220,16 @@ async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
 
 
 class ConnectionManager:
-    """Connections by number, which is the next of ``numbers``. Ended by :meth:`close`."""
+    """Connections by number, which is the next of ``numbers``. Ended by :meth:`close`.
+
+    ``negotiated``: numbers of live connections by what their TLS handshakes agreed on.
+    """
 
     def __init__(self, gateway: Gateway, numbers: Iterator[int]) -> None:
         self._gateway = gateway
         self._entries: dict[int, Entry] = {}
         self._ending: dict[int, Entry] = {}
+        self.negotiated: Counter[Negotiated] = Counter()
         self._numbers = numbers
         self._visitors = Visitors()
         self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
@@ -238,16 +248,27 @@ class ConnectionManager:
         if self._slice is not None:
             self._slice.cancel()
 
-    def enter(self, protocol: str, address: str, standing: Standing, route: str = "", via: str = "") -> Entry:
+    def enter(
+        self,
+        protocol: str,
+        address: str,
+        standing: Standing,
+        route: str = "",
+        via: str = "",
+        negotiated: Negotiated = UNKNOWN,
+    ) -> Entry:
         """``route`` is the address of a listener of mode tcp, ``via`` that of a balancer before the client."""
-        entry = Entry(next(self._numbers), protocol, address, standing, time.monotonic(), route=route, via=via)
-        self._entries[entry.number] = entry
+        number, now = next(self._numbers), time.monotonic()
+        entry = Entry(number, protocol, address, standing, now, route=route, via=via, negotiated=negotiated)
+        self._entries[number] = entry
+        self.negotiated[negotiated] += 1
         return entry
 
     def leave(self, entry: Entry) -> None:
         """Removes a connection that has ended; it and its session no longer refer to each other."""
         self._visitors.keep(entry, entry.standing)
-        self._entries.pop(entry.number, None)
+        if self._entries.pop(entry.number, None) is not None:
+            self.negotiated[entry.negotiated] -= 1
         self._ending.pop(entry.number, None)
         entry.session = None
 
@@ -345,7 +366,7 @@ class ConnectionManager:
         self._gateway.metrics.connection_ended(reason)
         detail: dict[str, str | int] = {
             "protocol": entry.protocol,
-            **entry.balancer(),
+            **entry.transport(),
             **entry.certificate(),
             "requests": entry.requests,
             "age_ms": round((time.monotonic() - entry.opened) * 1000),

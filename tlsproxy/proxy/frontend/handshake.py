@@ -33,6 +33,7 @@ from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.tls import ALERT_LINGER, TlsStream
 from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.tls.negotiated import Negotiated, negotiated
 from tlsproxy.tls.peer import Peer, client_of, peer_of, presented_by
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.misdirected import GRPC_ALONE
@@ -143,16 +144,17 @@ class AcceptedConnection:
         if protocol is None or protocol not in protocols:
             self.handshake_failed("no_protocol", "h2 was not agreed on", tls)
             return
-        self._gateway.metrics.handshake("ok", self.lived)
-        gateway, stream = self._gateway, self.stream
+        gateway, stream, agreed = self._gateway, self.stream, negotiated(tls)
+        gateway.metrics.handshake("ok", self.lived)
+        gateway.metrics.negotiated("client", agreed)
         standing = self._standing or self._standing_of(peer_of(tls))
         if (refusal := standing.ended(gateway.generation, gateway.clock.now())) is not None:
             self._count(refusal.reason)
         route = str(self._where.endpoint) if protocol == "tcp" else ""
-        self.entry = entry = self._manager.enter(protocol, self.address, standing, route, self._origin.via)
+        self.entry = entry = self._manager.enter(protocol, self.address, standing, route, self._origin.via, agreed)
         session: RestConnection | GrpcConnection | TcpConnection
         if protocol == "tcp":
-            announcement = self._announcement(standing, tls) if gateway.generation.tunnels[route].announced else None
+            announcement = self._announcement(standing, agreed) if gateway.generation.tunnels[route].announced else None
             session = TcpConnection(gateway, stream, entry, announcement, self._ended)
         else:
             session = (GrpcConnection if protocol == "grpc" else RestConnection)(
@@ -161,12 +163,12 @@ class AcceptedConnection:
         entry.session = self._session = session
         stream.handler = session
 
-    def _announcement(self, standing: Standing, tls: ssl.SSLObject) -> Announcement:
+    def _announcement(self, standing: Standing, agreed: Negotiated) -> Announcement:
         identity = standing.identity
         return Announcement(
             client=(self.address, self._origin.port),
             server=self.stream.own_address,
-            tls_version=tls.version() or "",
+            tls_version=agreed.version,
             common_name="" if identity is None else identity.common_name,
             verified=identity is not None,
             unique_id=next_id(),

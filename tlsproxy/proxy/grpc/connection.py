@@ -428,7 +428,7 @@ class GrpcConnection:
             return
         self.entry.end_audited = True
         refusal = self.entry.refusal(time.time(), "connection", error.reason)
-        record_refusal(self.gateway, "connection", refusal, {"error": str(error)})
+        record_refusal(self.gateway, "connection", refusal, {**self.entry.transport(), "error": str(error)})
         self.gateway.metrics.connection(error.reason)
         self.end(error.code, str(error), error.reason)
 

@@ -133,6 +133,7 @@ class GrpcUpstream:
 
     def connected(self) -> None:
         self.relay.gateway.metrics.upstream_connect("ok")
+        self.relay.gateway.metrics.negotiated("upstream", self.stream.negotiated)
         self.stream.deadline = time.monotonic() + self.relay.limits.response_timeout
         relay = self.relay
         relay.session.present()

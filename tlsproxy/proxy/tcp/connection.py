@@ -154,7 +154,7 @@ class TcpConnection:
     def _audit(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
         principal, entry = self._entry.standing.principal, self._entry
         detail: dict[str, str | int | float] = {
-            **entry.balancer(),
+            **entry.transport(),
             "listener": entry.route,
             "role": principal.role,
             "rule": principal.rule,
@@ -188,6 +188,7 @@ class TcpConnection:
         self._open = True
         self._audit("tcp_open", "ok")
         if self._upstream is not None:
+            self._gateway.metrics.negotiated("upstream", self._upstream.negotiated)
             if self._early:
                 early, self._early = self._early, b""
                 self._upstream.write(early)

@@ -17,6 +17,7 @@ from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.records import MAX_HANDSHAKE, Records
 from tlsproxy.proxy.transport.stream import HIGH_WATER, LOW_WATER, Stream, StreamHandler
 from tlsproxy.tls.client_context import ClientTls, ServerRefused, server_refused
+from tlsproxy.tls.negotiated import Negotiated, negotiated
 from tlsproxy.tls.verification import shake_hands
 from tlsproxy.wire.content_coding import Content
 
@@ -110,6 +111,11 @@ class DialledStream(Stream):
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
+
+    @property
+    def negotiated(self) -> Negotiated | None:
+        """What the TLS handshake agreed on; None in plaintext."""
+        return None
 
     @property
     def reached(self) -> bool:
@@ -233,6 +239,10 @@ class DialledTlsStream(DialledStream):
         self._answered = False
         super().__init__(loop, addresses, handler, deadlines, lowest)
         self.tls = tls
+
+    @property
+    def negotiated(self) -> Negotiated:
+        return negotiated(self._records.tls)
 
     def _begin(self) -> None:
         self.resume_reading()

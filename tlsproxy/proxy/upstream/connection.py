@@ -184,6 +184,7 @@ class UpstreamConnection:
 
     def connected(self) -> None:
         self._gateway.metrics.upstream_connect("ok")
+        self._gateway.metrics.negotiated("upstream", self.stream.negotiated)
         request, self.request = self.request, None
         if request is not None:
             request.upstream_ready(self)

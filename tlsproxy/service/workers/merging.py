@@ -6,6 +6,7 @@ worker counted after its last report is lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -25,6 +26,7 @@ PER_PROCESS: Final = "process_"
 CONSTANT: Final = frozenset({"tlsproxy_build_info"})
 """Metrics with the same value in every process."""
 
+_NEGOTIATED: Final = ("version", "cipher", "group")
 _NODE_SUMS: Final = ("in_flight", "connections", "ejections")
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -96,11 +98,20 @@ def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str,
                 section[key] = _joined(section.get(key), value)
     live = sorted(merged["connections"]["live"], key=lambda entry: int(entry["number"]))
     merged["connections"]["live"] = live[:most]
+    merged["tls"] = _merged_tls(row for entry in each for row in entry["tls"])
     if nodes := _merged_nodes(node for entry in each for node in entry.get("nodes", ())):
         merged["nodes"] = nodes
     merged["decisions"] = merged_decisions(entry["decisions"] for entry in each)
     merged["refusals"] = merged_refusals(entry["refusals"] for entry in each)
     return merged
+
+
+def _merged_tls(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each combination, with the connections of all workers."""
+    counted: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        counted[tuple(row[name] for name in _NEGOTIATED)] += row["connections"]
+    return [dict(zip(_NEGOTIATED, agreed, strict=True)) | {"connections": count} for agreed, count in counted.items()]
 
 
 def _merged_nodes(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

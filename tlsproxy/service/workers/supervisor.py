@@ -398,6 +398,7 @@ class Supervisor:
         audit = self._audit
         own: dict[str, Any] = {
             "connections": {"open": 0, "draining": self._draining.is_set(), "live": []},
+            "tls": [],
             "upstream": {
                 **shown_upstreams(self.generation),
                 "idle": 0,
