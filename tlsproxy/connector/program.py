@@ -30,6 +30,7 @@ from tlsproxy.service.lifecycle import HEALTH_MODE, Signals, exit_status, write_
 from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reload_result import ReloadResult, outcome
 from tlsproxy.service.runtime import loop_factory
+from tlsproxy.service.slow_callbacks import measured
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.systemd.sockets import inherited_sockets, open_sockets
 from tlsproxy.service.systemd.watchdog import Watchdog
@@ -45,8 +46,9 @@ def run(config_path: Path, ready_file: Path | None) -> int:
     """Serve until stopped.
 
     Returns the exit status: 0 after a stop, 1 after a failure, where a retry may succeed, 2 for a refused configuration
-    or file, which needs a person.
+    or file, which needs a person. Raises ConfigError for a wrong `TLSPROXY_SLOW_CALLBACK`.
     """
+    new_loop = measured(loop_factory, os.environ)
     notifier = Notifier.of(os.environ, os.getpid())
     source = Source(config_path, os.environ)
     try:
@@ -58,7 +60,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         print(error, file=sys.stderr)  # noqa: T201
         return 1 if error.kind is FailureKind.ENVIRONMENT else 2
     logs.configure(material.config.logger, material.config.log_level, os.environ)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return exit_status(runner, _Program(source, material, ready_file, notifier).serve(), _log)
 
 

@@ -20,13 +20,13 @@ LARGE: Final = 262_144
 TRIMMED: Final = 8 << 20
 """Bytes that may be free at the heap's end."""
 
-loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
-"""uvloop where it is installed; None stands for asyncio's own loop, which does the same, slower."""
+loop_factory: Callable[[], asyncio.AbstractEventLoop]
+"""uvloop where it is installed, else asyncio's own loop, which does the same, slower."""
 
 try:
     import uvloop
 except ImportError:
-    loop_factory = None
+    loop_factory = asyncio.new_event_loop
 else:
     loop_factory = uvloop.new_event_loop
 

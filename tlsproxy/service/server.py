@@ -49,6 +49,7 @@ from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Served, Serving
+from tlsproxy.service.slow_callbacks import measured
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.systemd.sockets import Inherited, inherited_sockets, open_sockets
@@ -73,9 +74,10 @@ def run(config_path: Path, ready_file: Path | None) -> int:
 
     Returns the exit status: 0 after a stop, 1 after a failure, 2 for a refused configuration, file or inherited socket.
 
-    With 1 a retry may succeed (a taken address may be free in a moment); 2 needs a person.
+    With 1 a retry may succeed (a taken address may be free in a moment); 2 needs a person. Raises ConfigError for a
+    wrong `TLSPROXY_SLOW_CALLBACK`.
     """
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=measured(loop_factory, os.environ)) as runner:
         try:
             notifier = Notifier.of(os.environ, os.getpid())
             inherited = inherited_sockets(os.environ, os.getpid())

@@ -33,6 +33,7 @@ from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Serving
+from tlsproxy.service.slow_callbacks import measured
 from tlsproxy.service.workers.channel import Channel, ChannelMessage
 from tlsproxy.service.workers.merging import dump_families
 from tlsproxy.service.workers.snapshot_codec import configuration_of, decode
@@ -226,7 +227,7 @@ def main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     write_out_and_end(NoAudit())
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=measured(loop_factory, os.environ)) as runner:
         runner.run(_run(socket.socket(fileno=int(sys.argv[1]))))
 
 
