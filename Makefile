@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz providers mutants bench bench-quick bench-scale install uninstall reference golden format clean
+.PHONY: test lint types layers pytest demo soak fuzz providers mutants bench bench-quick bench-scale bench-instructions install uninstall reference golden format clean
 
 # Types are checked beside the first tests.
 test: .venv/installed-test
@@ -67,6 +67,10 @@ bench-quick: .venv/installed-demo
 
 bench-scale: .venv/installed-demo
 	$(BIN)/python -m bench scale $(BENCH_ARGS)
+
+# Instructions of a workload's request, by function; needs valgrind. The same on a busy machine.
+bench-instructions: .venv/installed-demo
+	$(BIN)/python -m bench instructions $(BENCH_ARGS)
 
 # As root, under systemd: PREFIX=/opt/tlsproxy, LINKS=/usr/local, DESTDIR and PYTHON as usual. See systemd/README.md.
 install uninstall:

@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|quick|scale|leases|show|table|plot|compare`."""
+"""The command line: `python -m bench run|quick|scale|instructions|leases|show|table|plot|compare`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.compare import TOLERANCE, comparison
 from bench.dimensions import SCALE
 from bench.ending import exit_when_told
 from bench.errors import BenchError
+from bench.instructions import count_instructions, instruction_report
 from bench.leases import lease_report, scenarios, simulated
 from bench.report import report
 from bench.results import Results
@@ -72,6 +73,19 @@ def run(
 def quick(directory: Path, only: tuple[str, ...]) -> None:
     """The main workloads in three minutes, beside the peers that have targets, unless --only names others."""
     _run(directory, Plan(only or AIMED_AT, QUICK, rounds=5, seconds=0.1, connections=(), rotation=False))
+
+
+@main.command()
+@click.argument("workload", default="get", type=click.Choice(list(BY_NAME)))
+@_data
+@click.option("--requests", default=3000, show_default=True, type=click.IntRange(2))
+@click.option("--python", default=sys.executable, type=_file, help="Of an environment that has tlsproxy, in any form.")
+@click.option("--top", default=20, show_default=True, help="Rows of each table.")
+def instructions(workload: str, directory: Path, requests: int, python: Path, top: int) -> None:
+    """What a request of a workload costs, counted by valgrind: the same on a busy machine."""
+    with _told():
+        counted = count_instructions(directory, BY_NAME[workload], requests, python)
+    click.echo("\n".join(instruction_report(counted, top)))
 
 
 @main.command()

@@ -42,6 +42,12 @@ class Generator:
         with _started(command) as process:
             return finish(process)
 
+    def send(self, contender: Running, workload: Workload, requests: int) -> Sample:
+        """So many of them, and a few that are under way at the end; the CPU is not measured."""
+        command = [*self._common(contender, workload, pids=()), *workload.arguments(), "--requests", str(requests)]
+        with _started(command) as process:
+            return finish(process)
+
     def beside(self, contender: Running, workload: Workload) -> AbstractContextManager[subprocess.Popen[str]]:
         """Beside something else, which may replace processes: no CPU is measured. ``finish`` waits for it."""
         command = [*self._common(contender, workload, pids=()), *workload.arguments(), "--seconds", str(self.seconds)]

@@ -20,7 +20,6 @@ from bench.errors import AbsentError
 from bench.peers.peer import Peer, Place, Program
 from bench.site import Site
 
-START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 _LOWEST_PORT = 10_000
 _PRIORITY = "-8"
@@ -129,7 +128,7 @@ def running(peer: Peer, program: Program, directory: Path, site: Site, behind: t
 
 def _wait_for(contender: Running, kind: str) -> None:
     """For a handshake: a socket may be bound before the processes are there that serve it, and that are measured."""
-    end = time.monotonic() + START_TIMEOUT
+    end = time.monotonic() + contender.peer.start_timeout
     context = contender.place.site.client()
     context.set_alpn_protocols(["h2" if kind == "grpc" else "http/1.1"])
     while contender.process.poll() is None and time.monotonic() < end:

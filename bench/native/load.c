@@ -30,6 +30,7 @@ static const struct protocol *protocol = &http1;
 static enum { KEEP, NEW, IDLE } mode;
 static SSL_CTX *context;
 static int epoll, resting, served;
+static long requests;         /* to be answered, and then it ends: no matter how long that takes */
 static struct sockaddr_in address;
 
 char *read_file(const char *path, size_t *size) {
@@ -200,14 +201,14 @@ static void run_idle(struct conn *conns, int n, double settle) {
 
 static void run_busy(struct conn *conns, int n, double warm_up, double seconds) {
     for (int i = 0; i < n; i++) open_conn(&conns[i]);
-    turns_for(warm_up);
+    if (!requests) turns_for(warm_up);
     /* Where the machine is slow, handshakes of the beginning would be counted as requests' work. */
-    for (double end = now() + PATIENCE; served < n && now() < end && meter.errors < 10;) turn(20);
+    for (double end = now() + PATIENCE; !requests && served < n && now() < end && meter.errors < 10;) turn(20);
     double began = now(), cpu = meter_cpu(&meter);
     meter.measuring = 1;
     /* Not less than one answer: a round of large bodies ends with the one that is under way. */
-    do turns_for(seconds);
-    while (!meter.answers && now() - began < PATIENCE && meter.errors < 10);
+    do requests ? turn(20) : turns_for(seconds);
+    while (meter.answers < (requests ? requests : 1) && now() - began < PATIENCE && meter.errors < 10);
     double elapsed = now() - began;
     cpu = meter_cpu(&meter) - cpu;
     printf("{\"requests\": %ld, \"errors\": %ld, \"error\": \"%s\", \"seconds\": %.6f, \"cpu\": %.9f, \"p50\": %.6f, \"p99\": %.6f, "
@@ -234,13 +235,13 @@ int main(int count, char **arguments) {
     const char *ca = "ca.pem", *certificate = "client.pem", *key = "client.key";
     double seconds = 1, warm_up = .25, settle = 2;
     int connections = 64, option;
-    enum { PORT = 256, MODE, PROTOCOL, CONNECTIONS, SECONDS, WARM_UP, SETTLE, REQUEST, DEPTH, STATUS, LENGTH, PIDS, CA, CERT, KEY, STREAMS, AUTHORITY, PATH, FIELDS };
+    enum { PORT = 256, MODE, PROTOCOL, CONNECTIONS, SECONDS, WARM_UP, SETTLE, REQUEST, DEPTH, STATUS, LENGTH, PIDS, CA, CERT, KEY, STREAMS, AUTHORITY, PATH, FIELDS, REQUESTS };
     const struct option known[] = {
         {"port", 1, 0, PORT}, {"mode", 1, 0, MODE}, {"protocol", 1, 0, PROTOCOL}, {"connections", 1, 0, CONNECTIONS},
         {"seconds", 1, 0, SECONDS}, {"warm-up", 1, 0, WARM_UP}, {"settle", 1, 0, SETTLE}, {"request", 1, 0, REQUEST},
         {"depth", 1, 0, DEPTH}, {"status", 1, 0, STATUS}, {"length", 1, 0, LENGTH}, {"pids", 1, 0, PIDS}, {"ca", 1, 0, CA},
         {"cert", 1, 0, CERT}, {"key", 1, 0, KEY}, {"streams", 1, 0, STREAMS}, {"authority", 1, 0, AUTHORITY},
-        {"path", 1, 0, PATH}, {"fields", 1, 0, FIELDS}, {0}};
+        {"path", 1, 0, PATH}, {"fields", 1, 0, FIELDS}, {"requests", 1, 0, REQUESTS}, {0}};
     while ((option = getopt_long(count, arguments, "", known, NULL)) != -1) switch (option) {
         case PORT: options.port = atoi(optarg); break;
         case MODE: mode = !strcmp(optarg, "new") ? NEW : !strcmp(optarg, "idle") ? IDLE : KEEP; break;
@@ -261,6 +262,7 @@ int main(int count, char **arguments) {
         case AUTHORITY: options.authority = optarg; break;
         case PATH: options.path = optarg; break;
         case FIELDS: options.fields = optarg; break;
+        case REQUESTS: requests = atol(optarg); break;
         default: return 2;
     }
     signal(SIGPIPE, SIG_IGN);

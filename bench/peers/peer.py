@@ -62,6 +62,8 @@ class Peer:
     """PyPI's, where it is from there."""
     behind: bool = False
     """Whether it serves the proxy that is measured, and so runs on the upstream's core."""
+    start_timeout: float = 20.0
+    """Seconds until it serves."""
 
 
 def debian(program: str, package: str, *version: str) -> Callable[[Path], Program]:

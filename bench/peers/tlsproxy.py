@@ -82,7 +82,7 @@ _FILES = {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem"}
 
 def command(program: Program, place: Place) -> list[str]:
     config = place.write("tlsproxy.yaml", yaml.safe_dump(configuration(place)))
-    return [program.path, "-m", "tlsproxy", "run", "--config", str(config)]
+    return [program.path, "-P", "-m", "tlsproxy", "run", "--config", str(config)]
 
 
 PEER = Peer("tlsproxy", frozenset({"http", "grpc", "tcp"}), locate, command, reload=0)

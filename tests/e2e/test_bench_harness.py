@@ -101,6 +101,13 @@ def test_every_workload_is_done_without_an_error(setting: Setting, name: str, tm
         assert 0 <= uncounted <= 2 * sum(map(under_way, decided))
 
 
+def test_run_of_so_many_requests_ends_with_them(setting: Setting, tlsproxy: Running) -> None:
+    workload = replace(BY_NAME["get"], connections=2)
+    sample = setting.generator.send(tlsproxy, workload, 50)
+    assert sample.counts
+    assert 50 <= sample.requests < 50 + under_way(workload)
+
+
 def audited(setting: Setting) -> int:
     """The requests and calls in the audit log of a gateway that has ended."""
     files = (setting.directory / OURS / "audit").glob("*.log")
