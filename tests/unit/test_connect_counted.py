@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tlsproxy.connector.counted import Counted
+from tlsproxy.metrics.prometheus import exposition
 from tlsproxy.snapshot.lifetimes import Lifetime
 
 
@@ -13,7 +14,7 @@ def test_a_ca_with_its_next_key_is_one_series() -> None:
         Lifetime("server_ca", "CN=ca", "ca.pem", "serial 2", 200.0, 400.0, "new"),
         Lifetime("client", "CN=web-1", "client.pem", "serial 3", 210.0, 310.0, "leaf"),
     ]
-    text = Counted(list, lambda: ends).render()[0].decode()
+    text = exposition(Counted(list, lambda: ends).series()).decode()
     told = {line for line in text.splitlines() if line.startswith("tlsproxy_expiry_")}
     assert told == {
         'tlsproxy_expiry_timestamp_seconds{kind="server_ca",name="CN=ca"} 300.0',

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 import tlsproxy
@@ -15,16 +16,20 @@ from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.roles import Policy
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
-from tlsproxy.metrics.metrics import HANDSHAKE_BUCKETS, REQUEST_BUCKETS, Metrics
+from tlsproxy.metrics.families import FAMILIES, HANDSHAKE_BUCKETS, REQUEST_BUCKETS, WORKERS
+from tlsproxy.metrics.metrics import Metrics
+from tlsproxy.metrics.prometheus import CONTENT_TYPE, Family, Series, exposed, exposition
 from tlsproxy.proxy.limits.fair_shares import Share, Shares
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
 from tlsproxy.tls.negotiated import Negotiated
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tlsproxy.snapshot.generation import Generation
 
 TLS = {"cert": "/server.pem", "key": "/server.key"}
-Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+Told = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def certificate(sha256: str, not_after: float) -> CertificateFacts:
@@ -54,11 +59,9 @@ def generation(
     return cast("Generation", published)
 
 
-def series_of(metrics: Metrics) -> Series:
-    exposition, content_type = metrics.render()
-    assert content_type.startswith("text/plain; version=0.0.4")
-    found: Series = {}
-    for family in text_string_to_metric_families(exposition.decode()):
+def series_of(metrics: Metrics) -> Told:
+    found: Told = {}
+    for family in text_string_to_metric_families(exposition(metrics.series()).decode()):
         for sample in family.samples:
             key = (sample.name, frozenset(sample.labels.items()))
             assert key not in found, f"{key} stands twice, and a scrape would fail"
@@ -92,7 +95,7 @@ def everything(metrics: Metrics) -> None:
 
 def test_every_family_follows_the_conventions(metrics: Metrics) -> None:
     everything(metrics)
-    families = list(text_string_to_metric_families(metrics.render()[0].decode()))
+    families = list(text_string_to_metric_families(exposition(metrics.series()).decode()))
     for family in families:
         assert family.documentation
         assert family.documentation.endswith(".") or family.name.startswith("process_")
@@ -151,10 +154,42 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
     }
 
 
-def test_the_registry_is_its_own(metrics: Metrics) -> None:
+@given(st.lists(st.tuples(st.text(), st.text(), st.floats() | st.integers(-10, 10**18)), unique_by=lambda row: row[:2]))
+def test_any_label_and_number_is_read_as_it_was(rows: list[tuple[str, str, float]]) -> None:
+    family = Family("gauge", "tlsproxy_g", "", "A text.", ("one", "other"))
+    text = exposition([family.of(((one, other), number) for one, other, number in rows)]).decode()
+    (read,) = text_string_to_metric_families(text)
+    told = {(sample.labels["one"], sample.labels["other"]): sample.value for sample in read.samples}
+    assert told == pytest.approx({row[:2]: float(row[2]) for row in rows}, nan_ok=True, rel=0, abs=0)
+
+
+def test_no_text_of_a_family_needs_to_be_escaped() -> None:
+    assert not [family.name for family in FAMILIES if "\\" in family.text or "\n" in family.text]
+
+
+def test_samples_are_those_of_their_moment_and_the_text_is_made_beside_the_loop(metrics: Metrics) -> None:
     everything(metrics)
-    assert not [family.name for family in REGISTRY.collect() if family.name.startswith("tlsproxy")]
-    series_of(Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0, 0), limits=lambda: (0, 0)))
+    series = metrics.series()
+    before = exposition(metrics.series())
+    everything(metrics)
+    readers: list[int] = []
+
+    def noting() -> Iterator[tuple[tuple[()], float]]:
+        readers.append(threading.get_ident())
+        yield (), 1.0
+
+    async def main() -> tuple[bytes, str]:
+        return await exposed([*series, Series(WORKERS, noting())])
+
+    text, content_type = asyncio.run(main())
+    assert content_type == CONTENT_TYPE
+    assert readers[0] != threading.get_ident()
+    assert ours(text.decode())[: len(ours(before.decode()))] == ours(before.decode())
+    assert ours(exposition(metrics.series()).decode()) != ours(before.decode())
+
+
+def ours(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("tlsproxy_") and "build" not in line]
 
 
 def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from tlsproxy.admin.readiness import OK, Readiness, degraded, not_ready
-from tlsproxy.metrics.metrics import Metrics, exposition
+from tlsproxy.metrics.families import REQUESTS
+from tlsproxy.metrics.metrics import Metrics
+from tlsproxy.metrics.prometheus import Series, exposition
 from tlsproxy.metrics.recent import Recent
-from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_readiness
+from tlsproxy.service.workers import merged_metrics
+from tlsproxy.service.workers.merged_metrics import LINE, Totals, report, reported
+from tlsproxy.service.workers.merging import merged_figures, merged_readiness
 from tlsproxy.service.workers.supervisor import FIRST_PAUSE, LONGEST_PAUSE, STABLE, Backoff
 
 
@@ -21,14 +25,15 @@ def metrics() -> Metrics:
     return Metrics(pool=lambda: (1, 2, 0), audit=lambda: (3, 4, 5, 6), limits=lambda: (0, 0))
 
 
-def families(of: Metrics) -> Families:
-    return list(orjson.loads(dump_families(of.families())))
+def families(of: Metrics) -> list[Series]:
+    """As they come over the control channel."""
+    return list(reported(report(of.series())))
 
 
 def samples(totals: Totals) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Raises where a series is there twice, or a family is."""
     found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-    text = exposition(totals)[0].decode()
+    text = exposition(totals.series()).decode()
     types = [line for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(types) == len(set(types))
     for family in text_string_to_metric_families(text):
@@ -45,7 +50,7 @@ def test_one_process_is_told_as_it_is_but_for_the_name_of_the_process() -> None:
     one.connection("accepted")
     totals, own = Totals(), {}
     totals.add(families(one), "worker 1")
-    for family in text_string_to_metric_families(one.render()[0].decode()):
+    for family in text_string_to_metric_families(exposition(one.series()).decode()):
         for sample in family.samples:
             labels = sample.labels | ({"process": "worker 1"} if sample.name.startswith("process_") else {})
             own[sample.name, tuple(sorted(labels.items()))] = sample.value
@@ -72,14 +77,43 @@ def test_counters_are_summed_and_never_go_back(came: list[list[str]]) -> None:
     assert before["tlsproxy_build_info", (("version", "0.1.0"),)] == 1
 
     # All of them die, and are replaced by one that has counted nothing.
-    after = Totals()
-    after.include(gone)
+    after = gone.copy()
     after.add(families(metrics()), "worker 1")
     now = samples(after)
     growing = {key for key in before if key[0].endswith(("_total", "_bucket", "_count", "_sum"))}
     assert all(now[key] >= before[key] for key in growing if not key[0].startswith("process_"))
     assert now["tlsproxy_connections", ()] == 0
     assert now["tlsproxy_upstream_connections", (("state", "idle"),)] == 1
+
+
+def test_what_ended_workers_counted_stays() -> None:
+    one, other = metrics(), metrics()
+    one.request("scroll", "admin", "allowed", "allowed", 0.02)
+    other.request("scroll", "admin", "denied", "no_role", 0.7)
+    ended = Totals()
+    live = {"worker 1": report(one.series()), "worker 2": b""}
+    text, kept = merged_metrics.merged(metrics().series(), live, ended, [report(other.series())])
+    assert 'tlsproxy_requests_total{operation="scroll",outcome="allowed",role="admin"} 1.0\n' in text.decode()
+    assert 'tlsproxy_request_duration_seconds_bucket{le="0.5",operation="scroll"} 1.0\n' in text.decode()
+    assert 'tlsproxy_request_duration_seconds_count{operation="scroll"} 2.0\n' in text.decode()
+    assert 'process_open_fds{process="worker 1"} ' in text.decode()
+    again, same = merged_metrics.merged(metrics().series(), live, kept, [])
+    assert stable(again) == stable(text)
+    assert same == kept
+    assert ended == Totals()
+
+
+def stable(text: bytes) -> list[str]:
+    return [line for line in text.decode().splitlines() if line.startswith("tlsproxy_")]
+
+
+def test_no_line_of_a_report_is_long() -> None:
+    one = metrics()
+    for number in range(3 * LINE + 1):
+        one.request("scroll", f"role {number}", "allowed", "allowed", 0.02)
+    lines = [orjson.loads(line) for line in report(one.series()).splitlines()]
+    assert [len(samples) for name, samples in lines if name == REQUESTS.name] == [LINE, LINE, LINE, 1]
+    assert max(len(samples) for _, samples in lines) == LINE
 
 
 V13 = {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "group": None}

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from tlsproxy import __version__
 from tlsproxy.metrics import families
-from tlsproxy.metrics.metrics import exposition
+from tlsproxy.metrics.prometheus import Series
 from tlsproxy.snapshot.lifetimes import Lifetime, ends_by_name
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
 
 
 class Counted:
@@ -40,12 +36,11 @@ class Counted:
     def readiness(self, parts: Mapping[str, bool]) -> None:
         self._ready = parts
 
-    def render(self) -> tuple[bytes, str]:
-        """Prometheus exposition and its content type."""
-        return exposition(self)
+    def series(self) -> list[Series]:
+        """All families."""
+        return list(self._collect())
 
-    def collect(self) -> Iterator[Metric]:
-        """prometheus_client's interface of a collector."""
+    def _collect(self) -> Iterator[Series]:
         yield families.BUILD_INFO.keyed({__version__: 1})
         yield families.CONNECT_OPEN.keyed(self.open)
         yield families.CONNECT_CONNECTIONS.of(self.connections.items())

@@ -20,6 +20,7 @@ from tlsproxy.connector.material import Material
 from tlsproxy.connector.model import ConnectLimits
 from tlsproxy.connector.names import TargetNames
 from tlsproxy.connector.targets import Targets
+from tlsproxy.metrics.prometheus import exposed
 from tlsproxy.proxy.frontend.listener import BATCH, Acceptor, Address, Bound
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, Unresolved, dial, is_trusted
@@ -252,7 +253,7 @@ class Serving:
         )
 
     async def metrics(self) -> tuple[bytes, str]:
-        return self.counted.render()
+        return await exposed(self.counted.series())
 
     def _descriptors_part(self) -> Part:
         trouble = next((one.trouble for one in self._acceptors if one.trouble), "")

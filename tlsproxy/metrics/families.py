@@ -19,8 +19,14 @@ def _gauge(name: str, unit: str, text: str, *labels: str) -> Family:
     return Family("gauge", f"tlsproxy_{name}", unit, text, labels)
 
 
-def _histogram(name: str, unit: str, text: str, *labels: str) -> Family:
-    return Family("histogram", f"tlsproxy_{name}", unit, text, labels)
+def _histogram(name: str, unit: str, text: str, bounds: tuple[float, ...], *labels: str) -> Family:
+    return Family("histogram", f"tlsproxy_{name}", unit, text, labels, bounds)
+
+
+REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+"""Upper bounds in seconds: from a point lookup to a snapshot."""
+
+HANDSHAKE_BUCKETS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 BUILD_INFO: Final = _gauge("build_info", "always 1", "Version of the program.", "version")
@@ -37,6 +43,7 @@ REQUEST_DURATION: Final = _histogram(
     "request_duration_seconds",
     "seconds",
     "Time from the first byte of a request to the end of its response.",
+    REQUEST_BUCKETS,
     "operation",
 )
 DECISIONS: Final = _counter(
@@ -66,7 +73,9 @@ INSPECTION_MEMORY_LIMIT: Final = _gauge(
 HANDSHAKES: Final = _counter(
     "handshakes", "handshakes", "TLS handshakes that ended; outcome: ok, or a reason.", "outcome"
 )
-HANDSHAKE_DURATION: Final = _histogram("handshake_duration_seconds", "seconds", "Time of a TLS handshake.")
+HANDSHAKE_DURATION: Final = _histogram(
+    "handshake_duration_seconds", "seconds", "Time of a TLS handshake.", HANDSHAKE_BUCKETS
+)
 NEGOTIATED: Final = _counter(
     "handshakes_negotiated",
     "handshakes",
@@ -252,4 +261,20 @@ CONNECT_TARGET_UP: Final = _gauge(
 )
 
 FAMILIES: Final = tuple(each for each in list(globals().values()) if isinstance(each, Family))
-"""All of them, in this order."""
+"""All of ours, in this order."""
+
+PROCESS: Final = (
+    Family("gauge", "process_virtual_memory_bytes", "bytes", "Virtual memory size in bytes.", ()),
+    Family("gauge", "process_resident_memory_bytes", "bytes", "Resident memory size in bytes.", ()),
+    Family(
+        "gauge",
+        "process_start_time_seconds",
+        "seconds since 1970",
+        "Start time of the process since unix epoch in seconds.",
+        (),
+    ),
+    Family("counter", "process_cpu_seconds_total", "seconds", "Total user and system CPU time spent in seconds.", ()),
+    Family("gauge", "process_open_fds", "descriptors", "Number of open file descriptors.", ()),
+    Family("gauge", "process_max_fds", "descriptors", "Maximum number of open file descriptors.", ()),
+)
+"""Families of each process, by the names that all of Prometheus' client libraries have."""

@@ -1,8 +1,8 @@
-"""Counters and their Prometheus exposition. Conventions: prometheus.io/docs/practices/naming.
+"""Counters, and their samples for an exposition. Conventions: prometheus.io/docs/practices/naming.
 
-The hot path adds to plain dicts and integers; families are built per scrape. All of it runs in the event loop's thread,
-without locks. Each label's values are from a table or from the configuration, never from a client's request, so that no
-client can create series. The registry is our own, not the library's global one.
+The hot path adds to plain dicts and integers, in the event loop's thread, without locks. A scrape copies them there;
+whatever takes longer with thousands of roles is left to the thread that makes the text. Each label's values are from a
+table or from the configuration, never from a client's request, so that no client can create series.
 """
 
 from __future__ import annotations
@@ -10,33 +10,22 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.registry import Collector
-
 import tlsproxy
 from tlsproxy.audit.line import Refusal
 from tlsproxy.authz.locks import KINDS
 from tlsproxy.metrics import families
-from tlsproxy.metrics.prometheus import Histogram
+from tlsproxy.metrics.families import HANDSHAKE_BUCKETS, REQUEST_BUCKETS
+from tlsproxy.metrics.process import process_series
+from tlsproxy.metrics.prometheus import Histogram, Series
 from tlsproxy.metrics.recent import Recent
 from tlsproxy.snapshot.lifetimes import Kind, ends_by_name, lifetimes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from prometheus_client.metrics_core import Metric
-
     from tlsproxy.proxy.limits.fair_shares import Shares
     from tlsproxy.snapshot.generation import Generation
     from tlsproxy.tls.negotiated import Negotiated, Side
-
-REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-"""Upper bounds in seconds: from a point lookup to a snapshot."""
-
-HANDSHAKE_BUCKETS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""The format that every scraper reads. (OpenMetrics allows no gauge `connections` beside the counter of that name.)"""
 
 _SHORT: Final = 16
 """Hex digits of a certificate's digest in a label."""
@@ -44,7 +33,7 @@ _SHORT: Final = 16
 _RELOADED: Final = frozenset({"ok", "unchanged"})
 
 
-class Metrics(Collector):
+class Metrics:
     """`pool` returns upstream connections (idle, busy) and waiting requests, `audit` lines (queued, written, dropped,
     and the most that may be queued).
 
@@ -67,7 +56,8 @@ class Metrics(Collector):
         self._pool = pool
         self._audit = audit
         self.recent = Recent()
-        self._requests: dict[tuple[str, str, str, str], Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
+        self._requests: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        self._durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
         self._tcp: dict[str, int] = defaultdict(int)
         self._handshakes: dict[str, int] = defaultdict(int)
         self._negotiated: dict[tuple[str, str, str, str], int] = defaultdict(int)
@@ -94,13 +84,11 @@ class Metrics(Collector):
         self._round_trips: dict[str, int] = defaultdict(int)
         self._bundle: Mapping[str, Any] | None = None
         self._ready: Mapping[str, bool] = {}
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
     def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None:
         """A request has ended. `outcome` is allowed, denied, or failed (allowed, but not completed)."""
-        self._requests[operation, role, outcome, reason].observe(seconds)
+        self._requests[operation, role, outcome, reason] += 1
+        self._durations[operation].observe(seconds)
         self.recent.decided(role, outcome)
 
     def tcp(self, role: str, outcome: str, reason: str) -> None:
@@ -208,15 +196,11 @@ class Metrics(Collector):
         """Number of handshakes with this outcome so far."""
         return self._handshakes.get(outcome, 0)
 
-    def render(self) -> tuple[bytes, str]:
-        """The exposition and its content type."""
-        return generate_latest(self._registry), _CONTENT_TYPE
+    def series(self) -> list[Series]:
+        """All families, those of the process included. Some samples are derived when they are read."""
+        return [*self._collect(), *process_series()]
 
-    def families(self) -> list[Metric]:
-        """All families, those of the process included."""
-        return list(self._registry.collect())
-
-    def collect(self) -> Iterator[Metric]:
+    def _collect(self) -> Iterator[Series]:
         yield families.BUILD_INFO.keyed({tlsproxy.__version__: 1})
         yield from self._collect_requests()
         yield from self._collect_connections()
@@ -225,23 +209,17 @@ class Metrics(Collector):
         yield from self._collect_audit()
         yield families.READY.keyed(self._ready)
 
-    def _collect_requests(self) -> Iterator[Metric]:
-        requests: dict[tuple[str, str, str], int] = defaultdict(int)
-        durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
-        decisions = defaultdict(int, self._tcp)
-        for (operation, role, outcome, reason), histogram in self._requests.items():
-            requests[operation, role, outcome] += histogram.total
-            durations[operation].add(histogram)
-            decisions[reason] += histogram.total
-        yield families.REQUESTS.of(requests.items())
-        yield families.REQUEST_DURATION.keyed(durations)
-        yield families.DECISIONS.keyed(decisions)
+    def _collect_requests(self) -> Iterator[Series]:
+        requests = self._requests.copy()
+        yield Series(families.REQUESTS, _without_reasons(requests))
+        yield families.REQUEST_DURATION.keyed(self._durations)
+        yield Series(families.DECISIONS, _by_reason(requests, self._tcp.copy()))
         overflows, unlocked = self._limits()
         yield families.LIMIT_OVERFLOWS.single(overflows)
         yield families.LIMIT_UNLOCKED.single(unlocked)
         yield from self._collect_shares()
 
-    def _collect_shares(self) -> Iterator[Metric]:
+    def _collect_shares(self) -> Iterator[Series]:
         shares = self._shares()
         refused = [((name, "full"), one.refused) for name, one in shares.items()]
         refused += [((name, "gave_way"), one.gave_way) for name, one in shares.items()]
@@ -253,7 +231,7 @@ class Metrics(Collector):
         places = [one for name, one in shares.items() if name == "upstream"]
         yield families.UPSTREAM_CONNECTIONS_LIMIT.of(((), one.capacity) for one in places)
 
-    def _collect_connections(self) -> Iterator[Metric]:
+    def _collect_connections(self) -> Iterator[Series]:
         yield families.HANDSHAKES.keyed(self._handshakes)
         yield families.HANDSHAKE_DURATION.single(self._handshake_durations)
         yield families.NEGOTIATED.of(self._negotiated.items())
@@ -263,7 +241,7 @@ class Metrics(Collector):
         yield families.CONNECTIONS_ENDED.keyed(self._ended)
         yield families.ACCEPT_ERRORS.single(self._accept_errors)
 
-    def _collect_upstream(self) -> Iterator[Metric]:
+    def _collect_upstream(self) -> Iterator[Series]:
         idle, busy, waiting = self._pool()
         yield families.UPSTREAM_CONNECTIONS.keyed({"idle": idle, "busy": busy})
         yield families.UPSTREAM_WAITING.single(waiting)
@@ -277,7 +255,7 @@ class Metrics(Collector):
         yield families.NODE_CONNECTIONS.keyed({node["name"]: node["connections"] for node in nodes})
         yield families.NODE_EJECTIONS.keyed({node["name"]: node["ejections"] for node in nodes})
 
-    def _collect_generation(self) -> Iterator[Metric]:
+    def _collect_generation(self) -> Iterator[Series]:
         yield families.RELOADS.of(self._reloads.items())
         yield families.CLOCK_JUMPS.keyed(self._jumps)
         success = [] if self._reload_last_success is None else [((), self._reload_last_success)]
@@ -298,7 +276,7 @@ class Metrics(Collector):
         yield families.EXPIRY.of((names, end) for names, (_, end) in lifetimes.items())
         yield families.EXPIRY_START.of((names, start) for names, (start, _) in lifetimes.items())
 
-    def _collect_bundle(self) -> Iterator[Metric]:
+    def _collect_bundle(self) -> Iterator[Series]:
         bundle = {} if self._bundle is None else self._bundle
         for family, key in (
             (families.BUNDLE_VERSION, "version"),
@@ -314,7 +292,7 @@ class Metrics(Collector):
             return {}
         return {("bundle", bundle["url"]): (bundle["created"], bundle["expires"])}
 
-    def _collect_audit(self) -> Iterator[Metric]:
+    def _collect_audit(self) -> Iterator[Series]:
         queued, written, dropped, limit = self._audit()
         yield families.AUDIT_LINES.single(written)
         yield families.AUDIT_DROPPED.single(dropped)
@@ -322,8 +300,18 @@ class Metrics(Collector):
         yield families.AUDIT_QUEUE_LIMIT.single(limit)
 
 
-def exposition(collector: Collector) -> tuple[bytes, str]:
-    """The exposition of a collector, and its content type."""
-    registry = CollectorRegistry()
-    registry.register(collector)
-    return generate_latest(registry), _CONTENT_TYPE
+def _without_reasons(requests: Mapping[tuple[str, str, str, str], int]) -> Iterator[tuple[tuple[str, str, str], int]]:
+    counts: dict[tuple[str, str, str], int] = defaultdict(int)
+    for (operation, role, outcome, _), count in requests.items():
+        counts[operation, role, outcome] += count
+    yield from counts.items()
+
+
+def _by_reason(
+    requests: Mapping[tuple[str, str, str, str], int], tcp: dict[str, int]
+) -> Iterator[tuple[tuple[str], int]]:
+    """With relayed TCP connections, which ``tcp`` counts."""
+    for (*_, reason), count in requests.items():
+        tcp[reason] += count
+    for reason, count in tcp.items():
+        yield (reason,), count

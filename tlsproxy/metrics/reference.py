@@ -1,4 +1,4 @@
-"""The page of all metrics, docs/metrics.md, from the table of families and prometheus_client's own of the process."""
+"""The page of all metrics, docs/metrics.md, from the table of families."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-
-from tlsproxy.metrics.families import FAMILIES
+from tlsproxy.metrics.families import FAMILIES, PROCESS
 
 _HEAD: Final = """\
 # Metrics
@@ -24,7 +22,6 @@ a part of [readiness](observability.md#readiness). With `workers`, all series ar
 | metric | type | labels | unit | |
 |---|---|---|---|---|
 """
-_UNITS: Final = {"bytes": "bytes", "seconds": "seconds", "fds": "descriptors"}
 
 
 def as_markdown() -> str:
@@ -32,13 +29,9 @@ def as_markdown() -> str:
 
 
 def _rows() -> Iterator[str]:
-    for each in FAMILIES:
-        labels = ", ".join(f"`{label}`" for label in each.labels)
+    for each in (*FAMILIES, *PROCESS):
+        labels = ", ".join(f"`{label}`" for label in (each.labels if each in FAMILIES else ("process",)))
         yield f"| `{each.name}` | {each.kind} | {labels} | {each.unit} | {each.text} |"
-    for family in ProcessCollector(registry=CollectorRegistry()).collect():
-        name = family.name + "_total" * (family.type == "counter")
-        unit = "seconds since 1970" if "start_time" in name else _UNITS[family.name.rpartition("_")[2]]
-        yield f"| `{name}` | {family.type} | `process` | {unit} | {family.documentation} |"
 
 
 if __name__ == "__main__":

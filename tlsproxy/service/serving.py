@@ -24,6 +24,7 @@ from tlsproxy.audit.log import AuditLog, NoAudit
 from tlsproxy.config.model import HttpProtocol
 from tlsproxy.errors import AuditUnavailable, OutOfDescriptors
 from tlsproxy.metrics.metrics import Metrics
+from tlsproxy.metrics.prometheus import exposed
 from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway, Notice
 from tlsproxy.proxy.core.impact import Consequences
@@ -256,7 +257,7 @@ class Serving:
         return self._manager.cut(number)
 
     async def metrics(self) -> tuple[bytes, str]:
-        return self.counted.render()
+        return await exposed(self.counted.series())
 
     async def expect_probe(self, address: tuple[str, int] | None) -> None:
         """Note the address from which our watchdog is about to connect; None after its probe."""

@@ -61,6 +61,7 @@ class ServiceState:
         self._jumps = jumps
         self._locks = locks
         self._shared = shared
+        self._scraping = asyncio.Lock()
 
     async def ready(self) -> Readiness:
         last = self._reloader.last
@@ -120,7 +121,8 @@ class ServiceState:
         return await self._served.cut(number)
 
     async def metrics(self) -> tuple[bytes, str]:
-        """With the verdict of this moment, as ``/readyz`` has it."""
+        """With the verdict of this moment, as ``/readyz`` has it. One after the other: each takes a thread."""
         self._served.counted.readiness((await self.ready()).good)
         self._served.counted.bundled(self._bundles.status())
-        return await self._served.metrics()
+        async with self._scraping:
+            return await self._served.metrics()

@@ -1,90 +1,18 @@
-"""Merged status and metrics of several workers, in the shape that a single process has: sums, and joined lists.
-
-A counter of an ended worker stays in the sums with its last reported value, so that no sum ever decreases. What that
-worker counted after its last report is lost.
-"""
+"""Merged status of several workers, in the shape that a single process has: sums, and joined lists."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
-
-import orjson
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from tlsproxy.admin.readiness import DESCRIPTORS, Level, Part, Readiness
 from tlsproxy.metrics.recent import merged_decisions, merged_refusals
 from tlsproxy.proxy.core.balancer import CONDITIONS
 
-CUMULATIVE: Final = frozenset({"counter", "histogram"})
-"""Metric kinds that only grow."""
-PER_PROCESS: Final = "process_"
-"""Prefix of metrics that get a label for each process: a sum of memory or start times means nothing."""
-CONSTANT: Final = frozenset({"tlsproxy_build_info"})
-"""Metrics with the same value in every process."""
-
 _NEGOTIATED: Final = ("version", "cipher", "group")
 _NODE_SUMS: Final = ("in_flight", "connections", "ejections")
-
-Key = tuple[str, tuple[tuple[str, str], ...]]
-"""A sample's name and labels."""
-Families = list[Any]
-"""As JSON: name, text and kind of each family, and its samples of name, labels and value."""
-
-
-def dump_families(families: Iterable[Metric]) -> bytes:
-    """For the control channel."""
-    return orjson.dumps(
-        [
-            [
-                entry.name,
-                entry.documentation,
-                entry.type,
-                [[each.name, each.labels, each.value] for each in entry.samples],
-            ]
-            for entry in families
-        ]
-    )
-
-
-class Totals(Collector):
-    """Families of several processes, summed."""
-
-    def __init__(self) -> None:
-        # A counter and a gauge may share their name: `connections` and `connections_total`.
-        self._families: dict[tuple[str, str], tuple[str, dict[Key, float]]] = {}
-
-    def add(self, families: Families, process: str) -> None:
-        """Add all families of one process."""
-        for name, text, kind, samples in families:
-            each = {"process": process} if name.startswith(PER_PROCESS) else {}
-            self._add(name, text, kind, ((sample, {**labels, **each}, value) for sample, labels, value in samples))
-
-    def add_ended(self, families: Families) -> None:
-        """Add the cumulative families of an ended process, without those that have its label."""
-        for name, text, kind, samples in families:
-            if kind in CUMULATIVE and not name.startswith(PER_PROCESS):
-                self._add(name, text, kind, samples)
-
-    def include(self, other: Totals) -> None:
-        for (name, kind), (text, samples) in other._families.items():
-            self._add(name, text, kind, ((sample, dict(labels), value) for (sample, labels), value in samples.items()))
-
-    def _add(self, name: str, text: str, kind: str, samples: Iterable[Any]) -> None:
-        _, sums = self._families.setdefault((name, kind), (text, {}))
-        for sample, labels, value in samples:
-            key = (sample, tuple(labels.items()))
-            sums[key] = value if name in CONSTANT else sums.get(key, 0) + value
-
-    def collect(self) -> Iterator[Metric]:
-        for (name, kind), (text, samples) in self._families.items():
-            metric = Metric(name, text, kind)
-            for (sample, labels), value in samples.items():
-                metric.add_sample(sample, dict(labels), value)
-            yield metric
 
 
 def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str, Any]:

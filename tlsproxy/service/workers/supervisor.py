@@ -30,7 +30,8 @@ from tlsproxy.audit.log import WORKER_ENDED, AuditLog, NoAudit
 from tlsproxy.config.limits import MassCut
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.metrics import families
-from tlsproxy.metrics.metrics import Metrics, exposition
+from tlsproxy.metrics.metrics import Metrics
+from tlsproxy.metrics.prometheus import CONTENT_TYPE, Series
 from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
@@ -39,11 +40,13 @@ from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
 from tlsproxy.service import runtime
 from tlsproxy.service.serving import MAX_CONNECTIONS, shown_upstreams
-from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_readiness
+from tlsproxy.service.workers.merged_metrics import Totals, merged
+from tlsproxy.service.workers.merging import merged_figures, merged_readiness
 from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, PING, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.publication import CHECK_INTERVAL, STOPPED, Publication
 from tlsproxy.service.workers.snapshot_codec import EncodedGeneration, encode
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.threads import in_thread
 
 ANSWER: Final = 2.0
 """Seconds for a worker's status or metrics; without an answer it is left out."""
@@ -89,8 +92,8 @@ class Backoff:
 class WorkerSlot:
     """A worker's place, which several processes may have one after the other.
 
-    ``lines`` counts its audit lines, ``families`` and ``refused`` are its last reported metrics and refusals. ``first``
-    is done once a process serves here for the first time, or could not.
+    ``lines`` counts its audit lines, ``report`` has its last reported metrics, ``refused`` its refusals. ``first`` is
+    done once a process serves here for the first time, or could not.
     """
 
     number: int
@@ -98,7 +101,7 @@ class WorkerSlot:
     process: WorkerProcess | None = None
     restarts: int = 0
     served_since: float | None = None
-    families: Families = field(default_factory=list)
+    report: bytes = field(default=b"", repr=False)
     refused: Mapping[str, int] = field(default_factory=dict)
     first: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -179,6 +182,7 @@ class Supervisor:
         self._considered: tuple[Generation, EncodedGeneration] | None = None
         self._draining = asyncio.Event()
         self._ended_totals = Totals()
+        self._ended_reports: list[bytes] = []
         self._ended_refused: Counter[str] = Counter()
         self._slot_tasks: list[asyncio.Task[None]] = []
 
@@ -261,9 +265,10 @@ class Supervisor:
             await process.watch()
         finally:
             slot.process = None
-            self._ended_totals.add_ended(slot.families)
+            if slot.report:  # there is none before a scrape, so that one for each worker waits for the next
+                self._ended_reports.append(slot.report)
             self._ended_refused.update(slot.refused)
-            slot.families, slot.refused = [], {}
+            slot.report, slot.refused = b"", {}
             self._impaired()
             exit_reason = await process.end()
             lost = auditcounts.settle(slot.lines)
@@ -420,20 +425,21 @@ class Supervisor:
         return False
 
     async def metrics(self) -> tuple[bytes, str]:
-        bodies = {worker.number: orjson.loads(body) for worker, body in await self._gather("metrics")}
-        totals = Totals()
-        totals.add(orjson.loads(dump_families(self._own_families())), "supervisor")
-        totals.include(self._ended_totals)
+        """Merged in a thread. Another call begins after this one has ended."""
+        bodies = {worker.number: body for worker, body in await self._gather("metrics")}
         for slot in self._slots:
             if slot.serving is not None:
-                slot.families = bodies.get(slot.number, slot.families)
-            totals.add(slot.families, f"worker {slot.number}")
-        return exposition(totals)
+                slot.report = bodies.get(slot.number, slot.report)
+        reports = {f"worker {slot.number}": slot.report for slot in self._slots}
+        ended = tuple(self._ended_reports)
+        body, self._ended_totals = await in_thread(merged, self._own_series(), reports, self._ended_totals, ended)
+        del self._ended_reports[: len(ended)]
+        return body, CONTENT_TYPE
 
-    def _own_families(self) -> list[Any]:
+    def _own_series(self) -> list[Series]:
         serving, restarts = len(self._serving()), sum(slot.restarts for slot in self._slots)
         return [
-            *self.counted.families(),
+            *self.counted.series(),
             families.WORKERS.single(serving),
             families.WORKER_RESTARTS.single(restarts),
             families.WORKER_GENERATION.keyed(

@@ -35,7 +35,7 @@ from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Serving
 from tlsproxy.service.slow_callbacks import measured
 from tlsproxy.service.workers.channel import Channel, ChannelMessage
-from tlsproxy.service.workers.merging import dump_families
+from tlsproxy.service.workers.merged_metrics import report
 from tlsproxy.service.workers.snapshot_codec import configuration_of, decode
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.threads import in_thread
@@ -180,7 +180,7 @@ class Worker:
         return orjson.dumps(await self._require_serving().figures(message.head["subject"]))
 
     async def _metrics(self, _message: ChannelMessage) -> bytes:
-        return dump_families(self._require_serving().counted.families())
+        return await in_thread(report, self._require_serving().counted.series())
 
     async def _cut(self, message: ChannelMessage) -> bytes:
         return orjson.dumps(await self._require_serving().cut(message.head["number"]))
