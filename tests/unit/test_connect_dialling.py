@@ -11,7 +11,6 @@ import pytest
 
 from tlsproxy.connector.dialling import Candidate, Dialling, failure_reason, failure_text
 from tlsproxy.connector.model import ConnectLimits
-from tlsproxy.proxy.transport.dial import Unresolved
 from tlsproxy.tls.client_context import ServerRefused
 
 CANDIDATES = [
@@ -124,5 +123,5 @@ def test_one_that_is_cancelled_dials_no_more() -> None:
 def test_words_of_failures() -> None:
     assert failure_text(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")) == "Connection refused"
     assert failure_reason(ConnectionRefusedError()) == "refused"
-    assert failure_reason(Unresolved("gw cannot be resolved")) == "unresolved"
-    assert failure_text(Unresolved("gw cannot be resolved")) == "gw cannot be resolved"
+    assert failure_reason(socket.gaierror("gw cannot be resolved")) == "unresolved"
+    assert failure_text(socket.gaierror("gw cannot be resolved")) == "gw cannot be resolved"

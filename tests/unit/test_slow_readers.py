@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 from support.manual_clock import Clock
 from support.stream_owner import StreamOwner
 
-from tlsproxy.proxy.transport import stream as module
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.stream import _TCP_INFO, Stream
 
@@ -85,7 +84,7 @@ class Reader:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now / SECOND))
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now / SECOND)
     return clock
 
 

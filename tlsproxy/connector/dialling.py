@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from typing import Final, Protocol
 
 from tlsproxy.connector.model import ConnectLimits
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.transport.dial import Address, DialHandler, DialledStream, Unresolved
+from tlsproxy.proxy.transport.dial import Address, DialHandler, DialledStream
 from tlsproxy.tls.client_context import ServerRefused
 from tlsproxy.tls.negotiated import Negotiated
 
 NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE))
 _REASONS: Final = (
-    (Unresolved, "unresolved"),
+    (socket.gaierror, "unresolved"),
     (TimeoutError, "timeout"),
     (ConnectionRefusedError, "refused"),
 )
@@ -83,7 +84,7 @@ class Dialling:
 
     def next(self, error: Exception | None = None) -> None:
         """Dials the next candidate. ``error`` is that of the last one."""
-        failure = error or Unresolved("there is no target")
+        failure = error or socket.gaierror("there is no target")
         while self._left:
             self._candidate = candidate = self._left.pop(0)
             self._begun = time.monotonic()

@@ -23,7 +23,7 @@ from tlsproxy.connector.targets import Targets
 from tlsproxy.metrics.prometheus import exposed
 from tlsproxy.proxy.frontend.listener import BATCH, Acceptor, Address, Bound
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, Unresolved, dial, is_trusted
+from tlsproxy.proxy.transport.dial import DialHandler, DialledStream, dial, is_trusted
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.snapshot.lifetimes import Lifetime, tls_lifetimes
 from tlsproxy.tls.negotiated import Negotiated
@@ -171,7 +171,7 @@ class Serving:
         if way is None:
             raise ConnectionAbortedError("it is a target no more")
         if candidate.address is None:
-            raise Unresolved(self.names.error(candidate.target))
+            raise socket.gaierror(self.names.error(candidate.target))
         try:
             return dial(self._loop, [candidate.address], handler, self.deadlines, self._lowest, way)
         except OSError as error:

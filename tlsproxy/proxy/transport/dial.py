@@ -9,8 +9,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Sequence
-from types import FunctionType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from tlsproxy.errors import OutOfDescriptors, RequestError, UpstreamTlsFailed, UpstreamUnreachable
 from tlsproxy.proxy.transport.deadlines import Deadlines
@@ -31,32 +30,9 @@ Address = tuple[int, tuple[Any, ...]]
 """(family, sockaddr), as getaddrinfo gives them; of a unix socket the path, in a tuple too."""
 
 
-_Class = TypeVar("_Class", bound=type)
-
-
-def own_code(*names: str) -> Callable[[_Class], _Class]:
-    """Copies the code of inherited methods, which take no defaults and use no ``super()``, into the decorated class.
-
-    An inline cache (PEP 659) belongs to a code object and remembers one type: where two classes run the same code in
-    turn it misses each time, which costs 3 % of a small message.
-    """
-
-    def decorate(cls: _Class) -> _Class:
-        for name in names:
-            inherited = getattr(cls, name)
-            setattr(cls, name, FunctionType(inherited.__code__.replace(), inherited.__globals__, name))
-        return cls
-
-    return decorate
-
-
-class Unresolved(OSError):
-    """No address of the upstream is known."""
-
-
 def dial_failure(error: Exception | None) -> RequestError:
     """The error for a client whose upstream could not be dialled: without the system's words, which the log has."""
-    if isinstance(error, Unresolved):
+    if isinstance(error, socket.gaierror):
         return UpstreamUnreachable(f"The upstream cannot be reached: {error}")
     if isinstance(error, ServerRefused):
         return UpstreamTlsFailed()
@@ -70,7 +46,6 @@ class DialHandler(StreamHandler, Protocol):
     def connected(self) -> None: ...
 
 
-@own_code("_on_readable", "_take", "_send", "write", "resume_reading")
 class DialledStream(Stream):
     """Tries the addresses in their order, each as soon as the one before it fails or has not answered for a moment.
 
@@ -80,7 +55,7 @@ class DialledStream(Stream):
     and before TLS in plaintext, as a header of the PROXY protocol is.
     """
 
-    __slots__ = ("_addresses", "_attempts", "_dial_handler", "_next_try", "address", "anchor", "prologue", "tls")
+    __slots__ = ("_addresses", "_attempts", "_next_try", "_when_connected", "address", "anchor", "prologue", "tls")
 
     def __init__(
         self,
@@ -90,13 +65,13 @@ class DialledStream(Stream):
         deadlines: Deadlines,
         lowest: Callable[[], tuple[float, float]],
     ) -> None:
-        """Raises OSError where no socket can be made, or no address is known."""
+        """Raises OSError where no socket can be made, and socket.gaierror where no address is known."""
         if not addresses:
-            raise Unresolved("its name does not resolve")
+            raise socket.gaierror("its name does not resolve")
         self._addresses = list(addresses)
         self._attempts: dict[socket.socket, Address] = {}
         self._next_try: asyncio.TimerHandle | None = None
-        self._dial_handler = handler
+        self._when_connected: Callable[[], None] | None = handler.connected
         self.tls: ClientTls | None = None
         self.prologue = self.anchor = b""
         self.address = self._addresses.pop(0)
@@ -189,13 +164,17 @@ class DialledStream(Stream):
     def _begin(self) -> None:
         """The socket is connected."""
         self.established = True
-        self.tell(self._dial_handler.connected)
+        self._tell_connected()
         self.resume_reading()
         if self._out:
             self._start_writing()
             self._on_writable()
             if self.stalled:
                 self._await_room()
+
+    def _tell_connected(self) -> None:
+        if self._when_connected is not None:
+            self.tell(self._when_connected)
 
     def silent_for(self) -> float | None:
         """Seconds since the last received byte; None where bytes were sent after it, and at the end of the stream. A
@@ -208,7 +187,7 @@ class DialledStream(Stream):
         return received / 1000 if received <= sent else None
 
     def _lost(self, error: Exception | None) -> None:
-        del self._dial_handler
+        self._when_connected = None
         super()._lost(error)
 
 
@@ -265,7 +244,7 @@ class DialledTlsStream(DialledStream):
             return
         self.established = True
         self._flush()
-        self.tell(self._dial_handler.connected)
+        self._tell_connected()
         self._send_early()
         if self._records.incoming.pending and not self.closed and not self._closing:
             self._take(b"")

@@ -56,6 +56,22 @@ class StreamHandler(Protocol):
     def connection_lost(self, error: Exception | None) -> None: ...
 
 
+class _Nobody:
+    """Handler of a stream after its end, of which nothing comes any more."""
+
+    def data_received(self, data: bytes) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def deadline_passed(self) -> None: ...
+    def rearm(self) -> None: ...
+    def connection_lost(self, error: Exception | None) -> None: ...
+    def lowest(self) -> tuple[float, float]:
+        return NEVER, 0.0
+
+
+_NOBODY: Final = _Nobody()
+
+
 class Stream:
     """A plaintext stream, the ground of the TLS and the dialled one. What one recv took is handed on in one piece.
 
@@ -429,7 +445,7 @@ class Stream:
             self.handler.connection_lost(error)
         finally:
             self.when_ended = self._error = None
-            del self.handler, self._lowest
+            self.handler, self._lowest = _NOBODY, _NOBODY.lowest
 
     def rearm(self) -> None:
         """Limits have changed: a wait that goes on gets its new deadline, counted from now."""

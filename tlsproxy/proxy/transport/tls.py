@@ -70,9 +70,12 @@ class TlsHandler(StreamHandler, Protocol):
 
 
 class TlsStream(Stream):
-    """Begins with the handshake; ``close`` sends the close_notify that tells an end from a cut (RFC 8446 §6.1)."""
+    """Begins with the handshake; ``close`` sends the close_notify that tells an end from a cut (RFC 8446 §6.1).
 
-    __slots__ = ("_clear", "_handshaken", "_received", "_records", "_tls_handler")
+    ``_handshaking``: the handler until the handshake is done, then None.
+    """
+
+    __slots__ = ("_clear", "_handshaking", "_received", "_records")
 
     def __init__(
         self,
@@ -84,9 +87,8 @@ class TlsStream(Stream):
         context: ssl.SSLContext,
     ) -> None:
         super().__init__(loop, sock, handler, deadlines, lowest)
-        self._tls_handler = handler
+        self._handshaking: TlsHandler | None = handler
         self._records = Records(context)
-        self._handshaken = False
         self._received = 0
         self._clear = b""
         self.resume_reading()
@@ -96,34 +98,34 @@ class TlsStream(Stream):
         """Whether the client has sent nothing at all."""
         return not (self._received or self._clear)
 
-    def _handshake(self) -> None:
+    def _handshake(self, handler: TlsHandler) -> None:
         try:
-            shake_hands(self._records.tls, self._tls_handler.certificate_verified)
+            shake_hands(self._records.tls, handler.certificate_verified)
         except ssl.SSLWantReadError:
             self._flush()
             if self._received > MAX_HANDSHAKE:
-                self._fail("handshake_too_large", f"{self._received} bytes")
+                self._fail(handler, "handshake_too_large", f"{self._received} bytes")
             return
         except ssl.SSLError as error:
             self._flush()  # the alert
-            self._fail(*handshake_failure(error))
+            self._fail(handler, *handshake_failure(error))
             return
-        self._handshaken = True
+        self._handshaking = None
         self._flush()
-        self.tell(self._tls_handler.handshake_done, self._records.tls)
+        self.tell(handler.handshake_done, self._records.tls)
         if self._records.incoming.pending and not self.closed and not self._closing:
             self._take(b"")
 
-    def _greeted(self, data: bytes) -> None:
+    def _greeted(self, handler: TlsHandler, data: bytes) -> None:
         """Takes bytes from before the handshake's end."""
         if self._clear or (not self._received and data[0] in CLEAR):
-            data = self._in_clear(data)
+            data = self._in_clear(handler, data)
         if data:
             self._received += len(data)
             self._records.incoming.write(data)
-            self._handshake()
+            self._handshake(handler)
 
-    def _in_clear(self, data: bytes) -> bytes:
+    def _in_clear(self, handler: TlsHandler, data: bytes) -> bytes:
         """Answers HTTP without TLS in its own form. Returns other bytes once they are known, for OpenSSL to refuse."""
         first = self._clear + data
         protocol = misdirected.spoken(first)
@@ -134,20 +136,20 @@ class TlsStream(Stream):
         if protocol is Spoken.OTHER:
             return first
         if protocol is Spoken.PROXY:
-            self._fail("proxy_protocol", UNEXPECTED_HEADER)
+            self._fail(handler, "proxy_protocol", UNEXPECTED_HEADER)
             return b""
         self._send(misdirected.answer(protocol, first, NO_TLS))
-        self._fail("plaintext_http", f"{protocol.value} without TLS")
+        self._fail(handler, "plaintext_http", f"{protocol.value} without TLS")
         return b""
 
-    def _fail(self, reason: str, detail: str) -> None:
-        self._tls_handler.handshake_failed(reason, detail, self._records.tls)
+    def _fail(self, handler: TlsHandler, reason: str, detail: str) -> None:
+        handler.handshake_failed(reason, detail, self._records.tls)
         super().close(ALERT_LINGER)
 
     def _take(self, data: bytes) -> None:
         """Decrypts all received data, and hands it on in one piece."""
-        if not self._handshaken:
-            self._greeted(data)
+        if self._handshaking is not None:
+            self._greeted(self._handshaking, data)
             return
         records = self._records
         data, ended = records.opened(data)
@@ -191,7 +193,7 @@ class TlsStream(Stream):
     def close(self, linger: float) -> None:
         if self.closed or self._closing:
             return
-        if self._handshaken:
+        if self._handshaking is None:
             self._close_notify()
         super().close(linger)
 
@@ -203,5 +205,5 @@ class TlsStream(Stream):
         self.abort(error)
 
     def _lost(self, error: Exception | None) -> None:
-        del self._tls_handler
+        self._handshaking = None
         super()._lost(error)
