@@ -22,6 +22,7 @@ CANDIDATES = [
 
 class DialledStub:
     reached = False
+    negotiated = None
 
     def __init__(self) -> None:
         self.deadline, self.aborted = 0.0, False
@@ -53,6 +54,9 @@ class DiallerStub:
 
     def is_current(self, _candidate: Candidate, _stream: object) -> bool:
         return self.current
+
+    def agreed(self, negotiated: object) -> None:
+        """Counts nothing."""
 
     def failed(self, candidate: Candidate, error: Exception) -> None:
         self.blamed.append((candidate, failure_reason(error)))
