@@ -36,7 +36,7 @@ TRACING_ID_LIMIT: Final = 256
 """A tracing ID of more bytes is cut to so many characters (Qdrant: audit.rs), and so are claims of tokens."""
 
 _encode: Final = JSONEncoder(ensure_ascii=True).encode
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _MICROSECONDS: Final = 1_000_000
 _DIGITS: Final = tuple(f"{number:03d}" for number in range(1000))
 """Three digits by look-up: a tenth of the cost of formatting."""

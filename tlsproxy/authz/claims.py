@@ -21,7 +21,7 @@ from tlsproxy.authz.globs import glob_error
 DUPLICATE: Final = "access: Collection name should be unique"
 PAYLOAD: Final = "access: The 'payload' constraint is deprecated and should not be used"
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _U64: Final = 1 << 64
 _I64: Final = 1 << 63
 _SHA256_BYTES: Final = 32

@@ -9,7 +9,7 @@ require stays with a value that tells nothing: `{"segments_count": 5, "points_co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.content_coding import Content
@@ -62,7 +62,7 @@ class DescriptionReducer:
 
     __slots__ = ()
 
-    hides_errors: ClassVar[bool] = False
+    hides_errors: Final = False
 
     def reducing(self, body: Content) -> Steps[bytes]:
         """``body`` is one message. Raises ValueError if it is malformed."""

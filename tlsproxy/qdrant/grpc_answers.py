@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from typing import Final
 
 from tlsproxy.authz.query_policy import KeyTree, QueryPolicy, parse_key_path
 from tlsproxy.qdrant.operations import Operation
@@ -87,10 +87,12 @@ _LIST: Final = 7
 class PointStripper:
     """Removes whatever the policy hides from one method's answer. Errors pass."""
 
-    hides_errors: ClassVar[bool] = False
-
     operation: Operation
     policy: QueryPolicy
+
+    @property
+    def hides_errors(self) -> bool:
+        return False
 
     def reducing(self, body: Content) -> Steps[bytes]:
         """``body`` is one message. Raises ValueError if it is malformed, or nests too deeply."""

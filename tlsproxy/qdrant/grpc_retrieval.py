@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import ClassVar, Final
+from typing import Final
 
 from tlsproxy.authz.access import Confinements
 from tlsproxy.qdrant.grpc_conditions import narrowed
@@ -81,9 +81,11 @@ def scrolled(content: bytes, confinements: Confinements, reading: Reading) -> St
 class RetrievedPoints:
     """Makes a GetResponse of the ScrollResponse to ``scroll``, a message of :func:`scrolled` with gRPC's prefix."""
 
-    hides_errors: ClassVar[bool] = False
-
     scroll: bytes = field(repr=False)
+
+    @property
+    def hides_errors(self) -> bool:
+        return False
 
     def reducing(self, body: Content) -> Steps[bytes]:
         """Raises ValueError for a malformed one."""

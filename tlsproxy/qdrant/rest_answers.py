@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import orjson
 
@@ -35,10 +35,12 @@ class ChangedAnswer:
     ``memory``: bytes that the changes themselves take, until the answer is here.
     """
 
-    hides_errors: ClassVar[bool] = False
-
     changes: tuple[ResultChange, ...]
     memory: int = 0
+
+    @property
+    def hides_errors(self) -> bool:
+        return False
 
     def reducing(self, body: Content) -> Steps[bytes]:
         """The changed answer. Raises as :data:`ResultChange`."""

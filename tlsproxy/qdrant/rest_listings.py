@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -35,10 +35,12 @@ class Reducer(Protocol):
 class Listing:
     """The reduction of one operation's response to the names that all of these lists of grants cover."""
 
-    hides_errors: ClassVar[bool] = True
-
     operation: str
     grants: tuple[Grants, ...]
+
+    @property
+    def hides_errors(self) -> bool:
+        return True
 
     def reducing(self, body: Content) -> Steps[bytes]:
         """The reduced response. Raises ValueError if ``body`` has not the form of Qdrant's."""

@@ -101,9 +101,8 @@ def _number(value: Any, where: str) -> int:
 # Members of requests
 
 
-def free(reading: Reading, request: Request, name: str) -> Steps[None]:
+def free(_reading: Reading, _request: Request, _name: str) -> Steps[None]:
     """Names no key, and is bounded by nothing."""
-    del reading, request, name
     yield from ()
 
 
@@ -130,8 +129,7 @@ def of_limit(default: int | None) -> Check:
 def of_product(**defaults: int | None) -> Check:
     """A limit that is the product of two members; their defaults are as in :func:`of_limit`."""
 
-    def check(reading: Reading, request: Request, name: str) -> Steps[None]:
-        del name
+    def check(reading: Reading, request: Request, _name: str) -> Steps[None]:
         yield from ()
         _bounded(request, defaults, reading.policy.max_limit)
 

@@ -58,8 +58,7 @@ def _upsert(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
     return "upsert"
 
 
-def _update_vectors(body: Body, confinements: Confinements, pace: Pace) -> Steps[str]:
-    del pace
+def _update_vectors(body: Body, confinements: Confinements, _pace: Pace) -> Steps[str]:
     yield from ()
     _limit_update(body, confinements)
     return "update_vectors"

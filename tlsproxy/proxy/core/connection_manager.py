@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
@@ -211,12 +211,9 @@ def _account(standing: Standing, address: str) -> Account:
     return ("address", network_of(address)) if identity is None else identity.account
 
 
-async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
-    """Items, with others served after each slice."""
-    for start in range(0, len(items), CONSIDERED):
-        for item in items[start : start + CONSIDERED]:
-            yield item
-        await asyncio.sleep(0)
+def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Slices of items, between which others are to be served."""
+    return (items[start : start + CONSIDERED] for start in range(0, len(items), CONSIDERED))
 
 
 class ConnectionManager:
@@ -291,18 +288,22 @@ class ConnectionManager:
         ended: list[Affected] = []
         clients: set[str] = set()
         concerned: Counter[str] = Counter()
-        async for entry in _in_slices(list(self._entries.values())):
-            if entry.session is not None and not entry.end_reason:
-                clients.add(client(entry, entry.standing))
-                here = list(affected(entry, entry.standing, present, candidate, now))
-                found += here
-                if here or altered.concern(entry.standing.principal.role, entry.key):
-                    concerned[entry.label] += 1
-                if not any(one.reason for one in here):
-                    ended += interrupted(entry, entry.session, entry.standing, outlook, now)
+        for entries in _slices(list(self._entries.values())):
+            for entry in entries:
+                if entry.session is not None and not entry.end_reason:
+                    clients.add(client(entry, entry.standing))
+                    here = list(affected(entry, entry.standing, present, candidate, now))
+                    found += here
+                    if here or altered.concern(entry.standing.principal.role, entry.key):
+                        concerned[entry.label] += 1
+                    if not any(one.reason for one in here):
+                        ended += interrupted(entry, entry.session, entry.standing, outlook, now)
+            await asyncio.sleep(0)
         barred: list[Affected] = []
-        async for visit in _in_slices(self._visitors.absent(clients)):
-            barred += affected(visit, Standing(present, visit.peer, now), present, candidate, now)
+        for visits in _slices(self._visitors.absent(clients)):
+            for visit in visits:
+                barred += affected(visit, Standing(present, visit.peer, now), present, candidate, now)
+            await asyncio.sleep(0)
         return Consequences(
             connections,
             cut=Group.of(one for one in found if one.reason),

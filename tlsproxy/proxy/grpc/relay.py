@@ -79,6 +79,8 @@ class Relay(Generic[C]):
         "wanting",
     )
 
+    __deletable__ = ("dialler", "session")
+
     dialler: CallDialler
 
     def __init__(self, gateway: Gateway, stream: ClientStream, entry: Entry, session: GrpcSession) -> None:
