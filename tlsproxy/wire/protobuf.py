@@ -61,7 +61,7 @@ class Shape:
         looked_at = self.names.keys() | self.nested.keys()
         if looked_at & self.skipped or self.present.keys() & (self.skipped | looked_at):
             raise ValueError("a field that is looked at is not skipped")
-        object.__setattr__(self, "known", self.skipped | looked_at | self.present.keys())
+        object.__setattr__(self, "known", self.skipped.union(looked_at, self.present))
         lists = (number << 3 | LEN for number in self.skipped & self.repeated if number <= _LAST_OF_ONE_BYTE)
         object.__setattr__(self, "lists", frozenset(lists))
 
