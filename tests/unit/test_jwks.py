@@ -219,5 +219,6 @@ def test_who_is_told_of_a_missing_key(reason: str, told: int) -> None:
         notice=calls.append,
     )
     decision = Decision(allowed=False, reason=reason, status=403)
-    Record(Plan("retrieve", "", decision, Prepared("", "", "", "", "", Caller("None"))), 0.0).finish(gateway, '""', "")
+    line = Prepared("", "", "", "", "", "", Caller("None"))
+    Record(Plan("retrieve", "", decision, line), 0.0).finish(gateway, '""', "")
     assert calls == ["key_missing"] * told

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
-from support.relay_generation import LIST, ROLES, asked, relay_generation
+from hypothesis import given
+from hypothesis import strategies as st
+from support.relay_generation import KEYS, LIST, ROLES, asked, relay_generation
 from support.site import Site
 
+from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.roles import Principal
 from tlsproxy.proxy.decision import call_plan, request_plan
 from tlsproxy.proxy.decision.call_plan import CallPlans
-from tlsproxy.proxy.decision.request_plan import Plans, Unread
+from tlsproxy.proxy.decision.request_plan import Plan, Plans, Unread
 from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.snapshot.generation import Generation
@@ -26,12 +30,12 @@ def generation(site: Site) -> Generation:
     return relay_generation(site)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quotas(generation: Generation) -> Quotas:
     return Quotas(generation.config, LimitTable.private().account)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def principal(generation: Generation) -> Principal:
     return generation.principal_of(None)
 
@@ -110,3 +114,67 @@ def test_bodies_under_a_query_policy_are_remembered_but_for_their_numbers(
     assert read[0][0] is read[1][0]
     assert [content for _, content in read] == [b'{"query":%b%b}' % (vector, written) for vector in vectors]
     assert b"\r\ncontent-length: %d" % len(read[1][1]) in read[1][0].upstream
+
+
+CALLERS = [*KEYS.values(), "wrong", ""]
+FIELDS = ["", "user-agent: a", "user-agent: b", "origin: https://x", "sec-fetch-site: cross-site", "content-length: 9"]
+FIELDS += ["content-type: application/grpc", "expect: 100-continue", "connection: close"]
+TARGETS = ["/collections/docs/points/1", "/collections/docs/points/2?timeout=2", "/collections/docs/points/2?timeout=9"]
+TARGETS += ["/collections/other/points/1", "/collections/docs/points/query", "/collections/docs", "/collections"]
+TARGETS += ["/collections/docs/points/scroll?consistency=1", "/healthz", "/whoami", "/none", "/collections/.."]
+requests = st.tuples(
+    st.sampled_from(["GET", "POST", "PUT"]),
+    st.sampled_from(TARGETS),
+    st.sampled_from(CALLERS),
+    st.lists(st.sampled_from(FIELDS), max_size=2, unique_by=lambda line: line.partition(":")[0]),
+)
+
+
+def written(method: str, target: str, key: str, lines: list[str]) -> bytes:
+    given = [*filter(None, lines), *([f"api-key: {key}"] if key else [])]
+    return head(target, *given).replace(b"GET", method.encode(), 1)
+
+
+def comparable(plan: Plan) -> object:
+    """The plan by value: what is left of a route that is compared by identity."""
+    route = plan.route
+    if isinstance(route, Unread):
+        return replace(plan, route=None), replace(route.asked), route.head, route.rewritten, route.whole
+    return plan
+
+
+@pytest.mark.fuzz
+@given(st.lists(requests, min_size=2, max_size=12))
+def test_what_was_asked_before_changes_no_plan(
+    generation: Generation, quotas: Quotas, principal: Principal, several: list[tuple[str, str, str, list[str]]]
+) -> None:
+    plans = Plans(generation, quotas)
+    for request in several:
+        asked_head = written(*request)
+        fresh = Plans(generation, quotas).make(principal, asked_head, NOW)
+        assert comparable(plans.make(principal, asked_head, NOW)) == comparable(fresh)
+
+
+def test_heads_that_differ_in_nothing_that_decides_are_decided_once(
+    generation: Generation, quotas: Quotas, principal: Principal
+) -> None:
+    plans = Plans(generation, quotas)
+    key = "api-key: the-key-of-limited"
+    first, second = (
+        plans.of(principal, head(f"/collections/docs/points/{number}", key), NOW, None)[0] for number in (1, 2)
+    )
+    assert second.audit.caller is first.audit.caller
+    assert (second.upstream, second.audit.api) != (first.upstream, first.audit.api)
+
+
+def test_a_key_that_has_expired_lets_no_new_head_through(
+    generation: Generation, quotas: Quotas, principal: Principal
+) -> None:
+    ends, policy = NOW + 60, generation.policy
+    ending = tuple(replace(key, expires=ends) for key in policy.keys.keys)
+    plans = Plans(replace(generation, policy=replace(policy, keys=Keys(ending))), quotas)
+    outcomes = [
+        plans.of(principal, head(f"/collections/docs/points/{number}", "api-key: the-key-of-plain"), now, None)[0]
+        for number, now in enumerate((NOW, ends - 1, ends))
+    ]
+    assert [plan.decision.allowed for plan in outcomes] == [True, True, False]

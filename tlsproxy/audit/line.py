@@ -70,10 +70,11 @@ class Caller:
 class Prepared:
     """The parts of an audit line that are the same for all requests with one head and caller, rendered once.
 
-    `verdict` is the text of the decision, `caller_fields` that of the caller's fields. `probe`: an allowed health check
-    or scrape, which has no line if it is served.
+    `api` is the text of the path's field, `verdict` that of the decision, `caller_fields` that of the caller's fields.
+    `probe`: an allowed health check or scrape, which has no line if it is served.
     """
 
+    before_api: str
     before_remote: str
     before_tracing: str
     verdict: str
@@ -82,6 +83,22 @@ class Prepared:
     caller: Caller
     collection: str = ""
     probe: bool = False
+    api: str = ""
+
+    def at(self, api: str | None) -> Prepared:
+        """The same line with this path."""
+        return Prepared(
+            self.before_api,
+            self.before_remote,
+            self.before_tracing,
+            self.verdict,
+            self.caller_fields,
+            self.reason,
+            self.caller,
+            self.collection,
+            self.probe,
+            _fields(("api", api)),
+        )
 
     def denied(self, error: str, reason: str) -> Prepared:
         """The same line with a refusal instead of the decision."""
@@ -127,8 +144,6 @@ def prepare(
 ) -> Prepared:
     """`method` is Qdrant's name of the operation, `api` the path without its query, `error` the text of a refusal."""
     before = _fields(
-        ("method", method),
-        ("api", api),
         ("auth_type", caller.auth_type),
         ("subject", caller.certificate_subject if caller.auth_type == "Certificate" else _shortened(caller.subject)),
     )
@@ -147,7 +162,17 @@ def prepare(
     by = _groups(caller.token_groups) + by
     of_collection = _fields(("collection", collection))
     verdict = _verdict(error, allowed=allowed)
-    return Prepared(f'{before},"remote":', of_collection, verdict, by, json_string(reason), caller, collection or "")
+    return Prepared(
+        _fields(("method", method)),
+        f'{before},"remote":',
+        of_collection,
+        verdict,
+        by,
+        json_string(reason),
+        caller,
+        collection or "",
+        api=_fields(("api", api)),
+    )
 
 
 def _verdict(error: str | None, *, allowed: bool) -> str:
@@ -194,7 +219,8 @@ def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: fl
     millisecond, microsecond = divmod(int(outcome.when * _MICROSECONDS), 1000)  # as `timestamp`, without its call
     took, rest = divmod(int(duration * _MICROSECONDS), 1000)
     return (
-        f'{{"timestamp":"{_until(millisecond)}{_DIGITS[microsecond]}Z"{prepared.before_remote}{remote}'
+        f'{{"timestamp":"{_until(millisecond)}{_DIGITS[microsecond]}Z"{prepared.before_api}{prepared.api}'
+        f"{prepared.before_remote}{remote}"
         f'{prepared.before_tracing}{tracing_id}{prepared.verdict}{prepared.caller_fields},"request_id":"{outcome.id}"{trace}'
         f',"status":{outcome.status}{grpc},"bytes_in":{outcome.bytes_in},"bytes_out":{outcome.bytes_out}'
         f',"duration_ms":{took}.{_DIGITS[rest]}'

@@ -19,9 +19,9 @@ Release = tuple[int, int]
 ALWAYS: Final[Release] = (0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """One row of the table.
+    """One row of the table. Compared and hashed by identity, as a key of memos.
 
     ``name``: as Qdrant audits it, but where that is the request's route (``audited``). ``names_others``: the body
     may name further collections, to read them. ``names_changed``: the body names the collections and aliases that it

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from tlsproxy.audit.line import Prepared
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
-from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
@@ -24,11 +24,11 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.affinity import HEADER, clients_affinity, own_affinity
-from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
+from tlsproxy.proxy.decision.attribution import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
+from tlsproxy.proxy.decision.rulings import UNLIMITED, Ruling, Rulings
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
-from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
-from tlsproxy.qdrant.query_policy import concerning
+from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI
 from tlsproxy.qdrant.rest_decision import (
     BEYOND_POLICY,
     GRPC_OVER_HTTP_1,
@@ -38,7 +38,6 @@ from tlsproxy.qdrant.rest_decision import (
     BodyFacts,
     HeadDecision,
     decide_again,
-    decide_request,
     deciding_body,
 )
 from tlsproxy.qdrant.rest_listings import Reducer
@@ -64,10 +63,6 @@ READ_FIRST: Final = 65_536
 """A body of at most this many bytes, or so much of one of unknown length, is read before an upstream is taken."""
 MUCH: Final = 65_536
 """Bytes of a body for whose copy memory is asked first."""
-
-UNLIMITED: Final = 1 << 62
-AUDIT_QUERY: Final = 65_536
-"""Bytes of a question about the audit log."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,15 +187,12 @@ class Plans:
         """``affinity_key``: that of :func:`own_affinity`; None for none."""
         config = generation.config
         self._affinity_key = affinity_key
-        self._quotas = quotas
-        self._policy = generation.policy
+        self._rulings = Rulings(generation, quotas)
         self._cors = config.service.enable_cors
         self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
         self._log_api = config.audit.log_api
-        self._audit_probes = config.audit.probes
         self._max_fields = config.limits.max_headers
         self._body_limit = config.service.max_request_size_mb << 20
-        self._upload_limit = config.limits.max_upload_size_mb << 20 or UNLIMITED
         self._upstream_host = generation.nodes[0].rest.authority
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
@@ -246,30 +238,35 @@ class Plans:
             parsed = parse_request(head, max_fields=self._max_fields)
         except RequestError as error:
             return self.unreadable(principal, error)
+        presented = _presented(parsed)
         try:
             asked = recognise(parsed.method, parsed.target)
         except RequestError as error:
-            return self._plan(principal, parsed, None, None, HeadDecision(refusal_of(error)))
+            unrouted = self._rulings.make(principal, None, None, HeadDecision(refusal_of(error)), presented)
+            return self._plan(parsed, None, unrouted)
         if self._cors and is_preflight(parsed, self._origins):
             asked = replace(asked, operation=PREFLIGHT, collection=None)
-        presented = _presented(parsed)
-        admitted = ended or admit(principal, self._policy, presented, now)
-        admission = admitted if isinstance(admitted, Admission) else None
-        alone = admission is not None and presented is None
         if ended is not None:
-            judgement = HeadDecision(ended)
-        elif asked.operation is not None and asked.operation.open:
-            judgement = HeadDecision(refusal_of(UnexpectedBody())) if parsed.length else decide_request(admitted, asked)
-        elif alone and is_cross_site(parsed.fields, parsed.host, self._origins):
-            judgement = HeadDecision(cross_site(asked.operation.form if asked.operation is not None else Form.JSON))
+            ruling = self._rulings.make(principal, asked, None, HeadDecision(ended), presented)
         else:
-            judgement = decide_request(admitted, asked)
-            content_type = parsed.value(b"content-type") or ""
-            if judgement.decision is UNKNOWN_OPERATION and content_type.startswith("application/grpc"):
-                judgement = HeadDecision(GRPC_OVER_HTTP_1)
-        if judgement.target is not None:
-            asked = replace(asked, target=judgement.target)
-        return self._plan(principal, parsed, asked, admission, judgement)
+            ruling = self._rulings.of(principal, asked, presented, now)
+            refusal = self._refusal(parsed, asked, ruling, presented)
+            if refusal is not None:
+                ruling = self._rulings.make(principal, asked, ruling.admission, HeadDecision(refusal), presented)
+        target = ruling.judgement.target
+        return self._plan(parsed, asked if target is None else replace(asked, target=target), ruling)
+
+    def _refusal(self, head: RequestHead, asked: Recognised, ruling: Ruling, presented: str | None) -> Decision | None:
+        """The refusal of this head, for what others of the same caller for the same operation need not have."""
+        operation = asked.operation
+        if operation is not None and operation.open:
+            return refusal_of(UnexpectedBody()) if head.length else None
+        if ruling.admission is not None and presented is None and is_cross_site(head.fields, head.host, self._origins):
+            return cross_site(operation.form if operation is not None else Form.JSON)
+        if ruling.judgement.decision is UNKNOWN_OPERATION:
+            content_type = head.value(b"content-type") or ""
+            return GRPC_OVER_HTTP_1 if content_type.startswith("application/grpc") else None
+        return None
 
     def reading(self, unread: Unread, content: Content, facts: Facts | None = None) -> Steps[tuple[Plan, Content]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined.
@@ -301,7 +298,8 @@ class Plans:
         if confined is not None:
             head, target = head.of_json(confined.method or head.method), confined.target(target)
         judgement = HeadDecision(read.decision, read.reducer)
-        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, judgement, target)
+        ruling = self._rulings.make(admission.principal, asked, admission, judgement, _presented(head))
+        plan = self._plan(head.with_length(len(content)), asked, ruling, target)
         plan = replace(plan, body_facts=read.facts, questions=confined.questions if confined is not None else ())
         if key is not None and read.decision is ALLOWED and (template is not None or not unread.rewritten):
             self._read.remember(key, (plan, None if read.body == plain else template))
@@ -318,12 +316,6 @@ class Plans:
             head = head.without(b"accept-encoding")
         return head.without(b"origin") if self._origins else head
 
-    def _limit(self, operation: Operation | None) -> int:
-        """Of anybody's body."""
-        if operation is AUDIT_LOGS:
-            return AUDIT_QUERY
-        return self._upload_limit if operation is not None and operation.upload else self._body_limit
-
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""
         decision = refusal_of(error)
@@ -331,19 +323,11 @@ class Plans:
         return Plan("unreadable", principal.role, decision, prepared(caller, decision))
 
     def _plan(
-        self,
-        principal: Principal,
-        head: RequestHead,
-        asked: Recognised | None,
-        admission: Admission | None,
-        judgement: HeadDecision,
-        target: RequestTarget | None = None,
+        self, head: RequestHead, asked: Recognised | None, ruling: Ruling, target: RequestTarget | None = None
     ) -> Plan:
         """``target``: of the upstream's request, where it may be another than the client's."""
-        decision, listing = judgement.decision, judgement.listing
-        operation = asked.operation if asked is not None else None
-        queries = concerning(admission.queries, operation) if admission is not None else NO_POLICY
-        api = asked.target.path if asked is not None else head.target.partition("?")[0]
+        decision, listing, operation = ruling.judgement.decision, ruling.judgement.listing, ruling.operation
+        admission, queries = ruling.admission, ruling.queries
         streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
         route: Route = None
         exists: ValueExists | None = None
@@ -352,9 +336,9 @@ class Plans:
         if decision is ALLOWED and operation is PREFLIGHT:
             route, fields = preflight(head, self._origins), b""
         elif decision is ALLOWED and operation is WHOAMI and admission is not None:
-            route, exists = whoami(admission), _exists(asked, admission)
+            route, exists = whoami(admission), ruling.exists
         elif decision is ALLOWED and operation is AUDIT_LOGS:
-            route, exists = AUDIT_SEARCH, _exists(asked, admission)
+            route, exists = AUDIT_SEARCH, ruling.exists
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             own = own_affinity(head, self._affinity_key, admission)
             affinity = own or clients_affinity(head)
@@ -366,27 +350,21 @@ class Plans:
                 more=((HEADER, own),) if own else (),
             )
             route = Relayed(upstream) if listing is None else Reduced(upstream, listing)
-            exists = _exists(asked, admission)
+            exists = ruling.exists
         elif decision is UNREAD and asked is not None and admission is not None:
             confined = bool(admission.confinements)
             policed = operation is not None and is_read_under(operation, queries)
             whole = confined or (policed and operation is not None and counts_numbers(operation))
             coding = head.value(b"content-encoding")
             route = Unread(head, asked, admission, coding, confined, rewritten=confined or policed, whole=whole)
-        limit, largest = self._limit(operation), self._quotas.largest_body(admission)
-        of_role = largest is not None and largest < limit
+        audit = ruling.audit
+        if self._log_api or not decision.allowed:
+            audit = audit.at(asked.target.path if asked is not None else head.target.partition("?")[0])
         return Plan(
             operation=operation.name if operation is not None else "unknown",
-            role=admission.role if admission is not None else principal.role,
+            role=ruling.role,
             decision=decision,
-            audit=prepared(
-                caller_of(principal, admission),
-                decision,
-                method=operation.audit_method if operation is not None else None,
-                api=api if self._log_api or not decision.allowed else None,
-                collection=asked.collection if asked is not None else None,
-                probe=operation is not None and operation.probe and not self._audit_probes,
-            ),
+            audit=audit,
             route=route,
             framed=True,
             length=head.length,
@@ -394,11 +372,11 @@ class Plans:
             to_head=head.method == "HEAD",
             expects_continue=head.expects_continue,
             streamed=streamed,
-            limit=largest if largest is not None and of_role else limit,
-            of_role=of_role,
-            limit_check=self._quotas.check(principal, admission, operation, decision),
+            limit=ruling.limit,
+            of_role=ruling.of_role,
+            limit_check=ruling.limit_check,
             resend=operation is not None and operation.reads,
-            expires=expiry(admission, decision, _presented(head)),
+            expires=ruling.expires,
             exists=exists,
             affinity=affinity,
             fields=fields,
@@ -427,11 +405,3 @@ def _decided(
 
 def _presented(head: RequestHead) -> str | None:
     return presented_key(head.value(b"api-key"), head.value(b"authorization"))
-
-
-def _exists(asked: Recognised | None, admission: Admission | None) -> ValueExists | None:
-    """What is open to anybody is open to the bearer of any token too."""
-    credential = admission.credential if admission is not None else None
-    if credential is None or (asked is not None and asked.operation is not None and asked.operation.open):
-        return None
-    return credential.exists
