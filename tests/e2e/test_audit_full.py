@@ -19,6 +19,7 @@ from support.disk import small_disk
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream
 from support.h2_raw_client import fields, h2
+from support.polling import until
 from support.raw_request import Client, alert, read_response, request
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream, plain
@@ -65,8 +66,7 @@ def waits(sock: ssl.SSLSocket) -> bool:
 
 
 def becomes_ready(gateway: Gateway) -> None:
-    while gateway.ask_admin("/readyz")[0] != 200:
-        pass
+    until(lambda: gateway.ask_admin("/readyz")[0] == 200)
 
 
 def written(directory: Path) -> list[dict[str, Any]]:
@@ -275,8 +275,7 @@ def test_a_line_that_is_owed_takes_room(own_site: Site, upstream: ScriptedUpstre
     context = own_site.client("admin")
     with Gateway(config) as gateway, gateway.connect(context) as first, gateway.connect(context) as second:
         gateway.audited(event="start")
-        while "tlsproxy_audit_queue_length 0" not in gateway.ask_admin("/metrics")[1]:
-            pass
+        until(lambda: "tlsproxy_audit_queue_length 0" in gateway.ask_admin("/metrics")[1])
         first.sendall(request("GET", "/collections/first"))
         assert begun.wait(10)
         second.sendall(request("GET", "/collections/second"))

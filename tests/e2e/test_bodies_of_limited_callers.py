@@ -12,6 +12,7 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
 from support.gateway import Gateway
+from support.polling import until
 from support.qdrant_clients import EmbeddedUpstream, qdrant
 from support.raw_connection import memory
 from support.raw_request import Client, Response, read_response, request
@@ -261,8 +262,7 @@ def test_all_bodies_together_have_a_budget(site: Site, gateway: Gateway, client:
     head = b"POST %b HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % (QUERY.encode(), (12 << 20) + 1)
     with gateway.connect(site.client("ingest")) as holding:
         holding.sendall(head + half)
-        while gateway.inspection_memory() < len(half):
-            pass  # otherwise it may be this one that finds no room
+        until(lambda: gateway.inspection_memory() >= len(half))  # otherwise it may be this one that finds no room
         assert post(client, b" " * (6 << 20) + b"{}").status == 503
         assert post(client, b"{}").status == 200
         record = gateway.audited(status=503)

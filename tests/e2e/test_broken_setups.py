@@ -31,6 +31,7 @@ from support.certificates import certified
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, failing, replying
 from support.kept_connection import Caller
+from support.polling import until
 from support.site import CONFIG, Site
 from support.tls_front import TlsFront
 from support.tls_server import server_context
@@ -95,9 +96,12 @@ class Bench:
 
     def wait(self, beginning: str, *parts: str) -> None:
         """Until the headline begins so, and names the parts."""
-        told = ""
-        while not told.startswith(beginning) or any(part not in told for part in parts):
-            told = str(self.admin.status()["readiness"]["headline"])
+
+        def told() -> bool:
+            headline = str(self.admin.status()["readiness"]["headline"])
+            return headline.startswith(beginning) and all(part in headline for part in parts)
+
+        until(told)
 
     def mend(self) -> None:
         self.closing.close()

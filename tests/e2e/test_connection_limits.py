@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 from support.gateway import Gateway
+from support.polling import until
 from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -39,8 +40,7 @@ def test_one_too_many(
             assert client.response().status == 200, "those within are served"
 
         clients[0].sock.close()
-        while '"open": 3' in gateway.ask_admin("/status")[1]:
-            pass
+        until(lambda: '"open": 3' not in gateway.ask_admin("/status")[1])
         with connected(gateway, site.client()) as next_one:
             next_one.send(GET)
             assert next_one.response().status == 200

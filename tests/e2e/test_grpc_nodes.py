@@ -16,6 +16,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream, never, replying
 from support.h2_raw_client import H2Client, h2, raw
+from support.polling import until
 from support.site import Site
 from support.sockets import deaf
 from support.upstream import ScriptedUpstream, plain
@@ -175,8 +176,7 @@ def test_a_call_waits_where_the_only_node_left_is_full(nodes: Nodes) -> None:
         nodes.publish([*entries, {"name": "dead", "rest": nodes.rest["b"].url, "grpc": dead}])
         late = other.call()
         other.lives()
-        while "tlsproxy_upstream_waiting 1.0" not in nodes.gateway.ask_admin("/metrics")[1]:
-            pass
+        until(lambda: "tlsproxy_upstream_waiting 1.0" in nodes.gateway.ask_admin("/metrics")[1])
         assert nodes.counts["a"] == 1
         first.send(raw(3, 0, running, bytes((0, 0, 0, 8))))
         assert other.status(late) == 0
@@ -192,8 +192,7 @@ def test_clients_take_turns_where_connections_are_few(nodes: Nodes, most: dict[s
             assert one.status(one.call()) == 0
         running, _ = begun(nodes, first)
         waiting = other.call()
-        while "tlsproxy_upstream_waiting 1.0" not in nodes.gateway.ask_admin("/metrics")[1]:
-            pass
+        until(lambda: "tlsproxy_upstream_waiting 1.0" in nodes.gateway.ask_admin("/metrics")[1])
         first.send(raw(3, 0, running, bytes((0, 0, 0, 8))))
         nodes.all["a"].answer = replying(b"")
         assert other.status(waiting) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.gateway import Gateway
+from support.polling import until
 from support.raw_connection import GET
 from support.raw_request import Client
 from support.site import Site
@@ -112,5 +113,4 @@ def test_memory_of_an_idle_connection(
             assert client.ask().status == 200, "who comes now is served"
         assert 0 < each < BOUND
         stack.close()
-        while '"open": 0' not in gateway.ask_admin("/status")[1]:
-            pass
+        until(lambda: '"open": 0' in gateway.ask_admin("/status")[1])

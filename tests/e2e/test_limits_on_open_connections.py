@@ -16,6 +16,7 @@ from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, never, replying
 from support.h2_raw_client import H2Client, fields, h2, message
+from support.polling import until
 from support.raw_connection import GET, UPLOAD, UPSERT, RawClient, Truncated, connected
 from support.site import CONFIG, Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
@@ -175,8 +176,7 @@ def _h2(site: Site) -> ssl.SSLContext:
 
 def handshake_timeout(on: Edited) -> None:
     with socket.create_connection(("127.0.0.1", on.gateway.port), timeout=DEADLINE) as sock:
-        while on.gateway.ask_admin("/metrics")[1].count('connections_total{outcome="accepted"}') == 0:
-            pass
+        until(lambda: 'connections_total{outcome="accepted"}' in on.gateway.ask_admin("/metrics")[1])
         on.limits(handshake_timeout=SHORT)
         assert sock.recv(4096) == b""
 
@@ -300,8 +300,7 @@ def inspection_memory_mb(on: Edited) -> None:
     on.edit(service={"max_request_size_mb": 1}, limits={"inspection_memory_mb": 1, "max_message_size_mb": 1})
     body = b'{"points": [{"id": 1, "vector": [%b]}]}' % b",".join([b"1.25"] * 150_000)
     first.send(UPSERT, b"content-length: %d\r\n\r\n" % len(body), body[:-1])
-    while on.gateway.inspection_memory() < len(body) - 1:
-        pass
+    until(lambda: on.gateway.inspection_memory() >= len(body) - 1)
     second.send(UPSERT, b"content-length: %d\r\n\r\n" % len(body))
     with suppress(ConnectionError, ssl.SSLError):
         second.send(body)
@@ -441,8 +440,7 @@ def grpc(on: Edited) -> None:
 
 def route_affinity(on: Edited) -> None:
     client = on.rest()
-    while on.gateway.ask_admin("/readyz")[0] != 200:  # it has not been asked for its release yet
-        pass
+    until(lambda: on.gateway.ask_admin("/readyz")[0] == 200)  # before, it has not been asked for its release
     assert on.asks(client, GET) == 200
     assert "x-qdrant-route-affinity" in on.upstream.requests[-1].fields
     on.edit(upstream={"route_affinity": "none"})
@@ -457,8 +455,7 @@ def max_connections(on: Edited) -> None:
     for client in clients:
         client.send(GET)
     assert begun.wait(DEADLINE)
-    while "upstream_waiting 1.0" not in on.gateway.ask_admin("/metrics")[1]:
-        pass
+    until(lambda: "upstream_waiting 1.0" in on.gateway.ask_admin("/metrics")[1])
 
 
 def connect_timeout(on: Edited) -> None:
@@ -468,8 +465,7 @@ def connect_timeout(on: Edited) -> None:
     first.send(GET)
     assert begun.wait(DEADLINE)
     second.send(GET)
-    while "upstream_waiting 1.0" not in on.gateway.ask_admin("/metrics")[1]:
-        pass
+    until(lambda: "upstream_waiting 1.0" in on.gateway.ask_admin("/metrics")[1])
     on.edit(upstream={"connect_timeout": SHORT})
     assert second.response().status == 504
 

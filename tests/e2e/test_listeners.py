@@ -11,6 +11,7 @@ import pytest
 from support import forked
 from support.gateway import DEADLINE, Gateway
 from support.kept_connection import Caller
+from support.polling import until
 from support.raw_connection import GET, UPSERT, connected
 from support.raw_request import ask
 from support.site import Site
@@ -114,8 +115,7 @@ def test_all_are_drained(site: Site, upstream: ScriptedUpstream) -> None:
         with connected(gateway, site.client()) as busy, gateway.connect(site.client(), port=ports[1]) as idle:
             assert ask(idle).status == 200
             busy.send(UPSERT, b"content-length: 70000\r\n\r\n")
-            while len(upstream.requests) < 2:
-                pass
+            until(lambda: len(upstream.requests) >= 2)
             gateway.process.send_signal(signal.SIGTERM)
             assert idle.recv(1) == b""
             for port in ports:

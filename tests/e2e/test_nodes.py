@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.gateway import DEADLINE, Gateway
+from support.polling import until
 from support.raw_connection import GET, SEARCH, UPSERT, RawClient, Truncated, connected
 from support.site import Site
 from support.sockets import deaf
@@ -263,8 +264,7 @@ def test_what_moves_waits_where_the_other_node_is_full(nodes: Nodes) -> None:
                 one.send(GET)
                 assert come.acquire(timeout=DEADLINE)
         clients[2].send(UPSERT + BODY)
-        while "tlsproxy_upstream_waiting 2.0" not in nodes.gateway.ask_admin("/metrics")[1]:
-            pass
+        until(lambda: "tlsproxy_upstream_waiting 2.0" in nodes.gateway.ask_admin("/metrics")[1])
         held.set()
         assert [one.response().status for one in clients] == [200] * 3
     assert together == [1] * 3

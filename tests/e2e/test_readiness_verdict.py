@@ -13,6 +13,7 @@ from support.forked import run
 from support.gateway import Gateway
 from support.gateway_clock import WallClock
 from support.notify_socket import listening
+from support.polling import until
 from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -28,9 +29,15 @@ def port() -> int:
 
 def headline(gateway: Gateway, wanted: str) -> str:
     """The headline of `/readyz`, as soon as it begins so; the other places say the same."""
-    while not (told := json.loads(gateway.ask_admin("/readyz")[1])["headline"]).startswith(wanted):
-        pass
-    return str(told)
+    told = ""
+
+    def begins() -> bool:
+        nonlocal told
+        told = json.loads(gateway.ask_admin("/readyz")[1])["headline"]
+        return told.startswith(wanted)
+
+    until(begins)
+    return told
 
 
 def bad_parts(gateway: Gateway) -> set[str]:

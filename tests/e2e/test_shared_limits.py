@@ -20,6 +20,7 @@ from support.grpc_channels import call, channel
 from support.grpc_traffic import LIST
 from support.grpc_upstream import GrpcUpstream
 from support.limit_answers import SLOW, named_key
+from support.polling import until
 from support.raw_connection import GET, RawClient, connected
 from support.redis_server import RedisServer, Way, needs_store
 from support.site import Site
@@ -263,10 +264,7 @@ def test_files_for_the_store_are_renewed_live_while_the_old_ones_are_revoked(pai
     assert len(old) == 2, "still let in"
     pair.site.issue("gateway", authority=successor, common_name="gateway", client=True)
     pair.site.replace("store-password", b"renewed")
-    end = time.monotonic() + DEADLINE
-    while len(now := connections()) < 2 or now & old:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: len(now := connections()) >= 2 and not now & old)
     for was, one in zip(before, pair.until(reached=True), strict=True):
         failed = [{**each["shared"]["round_trips"], "ok": 0} for each in (was, one)]
         assert failed[0] == failed[1], "never away"
@@ -277,10 +275,7 @@ def test_files_for_the_store_are_renewed_live_while_the_old_ones_are_revoked(pai
 def test_the_part_of_one_that_is_killed_is_the_others_which_ends_well_without_the_store(pair: Pair) -> None:
     first, second = pair.gateways
     second.process.send_signal(signal.SIGKILL)
-    end = time.monotonic() + DEADLINE
-    while json.loads(first.ask_admin("/status")[1])["shared"]["gateways"] != 1:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: json.loads(first.ask_admin("/status")[1])["shared"]["gateways"] == 1)
     pair.server.pause()
     first.stop()
     assert first.process.poll() == 0

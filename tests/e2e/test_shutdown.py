@@ -11,6 +11,7 @@ import time
 import pytest
 from support.gated_answers import busy, gated
 from support.gateway import DEADLINE, Gateway
+from support.polling import until
 from support.raw_connection import GET, UPSERT, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
@@ -18,8 +19,7 @@ from support.upstream import OK, Connection, Received, ScriptedUpstream
 
 def draining(gateway: Gateway) -> None:
     gateway.process.send_signal(signal.SIGTERM)
-    while '"listeners": "draining"' not in gateway.ask_admin("/readyz")[1]:
-        pass
+    until(lambda: '"listeners": "draining"' in gateway.ask_admin("/readyz")[1])
 
 
 def test_what_runs_is_finished(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:

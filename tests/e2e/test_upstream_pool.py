@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import orjson
 from support.gateway import Gateway
+from support.polling import until
 from support.raw_connection import GET, UPSERT, RawClient, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
@@ -56,8 +57,7 @@ def test_the_next_place_is_for_the_caller_that_has_least(site: Site, upstream: S
         assert all(gate.entered.acquire(timeout=10) for _ in range(2))
         last = stack.enter_context(connected(gateway, site.client()))
         last.send(b"GET /telemetry HTTP/1.1\r\nhost: h\r\n\r\n")
-        while "tlsproxy_upstream_waiting 5.0" not in gateway.ask_admin("/metrics")[1]:
-            pass
+        until(lambda: "tlsproxy_upstream_waiting 5.0" in gateway.ask_admin("/metrics")[1])
         gate.let.release()
         assert gate.entered.acquire(timeout=10)
         assert upstream.requests[-1].line.startswith("GET /telemetry")
@@ -168,8 +168,7 @@ def test_an_upstream_that_restarts(site: Site, gateway: Gateway, upstream: Scrip
         assert client.response().status == 200
         for sock in list(upstream._open):
             sock.shutdown(socket.SHUT_RDWR)
-        while '"idle": 0' not in gateway.ask_admin("/status")[1]:
-            pass
+        until(lambda: '"idle": 0' in gateway.ask_admin("/status")[1])
         client.send(UPSERT, b"content-length: 5\r\n\r\nhello")
         assert client.response().status == 200
     assert upstream.connections == 2

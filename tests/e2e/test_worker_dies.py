@@ -14,6 +14,7 @@ from support.background_load import BackgroundLoad
 from support.gated_answers import busy, gated
 from support.gateway import DEADLINE, Gateway
 from support.kept_connection import Caller
+from support.polling import until
 from support.raw_connection import GET, Truncated
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -90,9 +91,7 @@ def test_killed_under_load(site: Site, upstream: ScriptedUpstream) -> None:
 
 def told_stuck(gateway: Gateway, number: int) -> None:
     """Returns when the operators can see it. The gateway is ready, and does not wait for that worker to say so."""
-    end = time.monotonic() + DEADLINE
-    while f"worker {number} has not answered for" not in gateway.ask_admin("/readyz")[1]:
-        assert time.monotonic() < end
+    until(lambda: f"worker {number} has not answered for" in gateway.ask_admin("/readyz")[1])
     assert gateway.ask_admin("/readyz")[0] == 200
     assert workers(gateway)[number]["silent"] >= 1
     lines = gateway.ask_admin("/metrics")[1].splitlines()
@@ -127,8 +126,7 @@ def test_all_drain_at_the_signal(site: Site, upstream: ScriptedUpstream) -> None
                 client.send(GET)
             busy(upstream, asked + 2)
             gateway.process.send_signal(signal.SIGTERM)
-            while '"listeners": "draining"' not in gateway.ask_admin("/readyz")[1]:
-                pass
+            until(lambda: '"listeners": "draining"' in gateway.ask_admin("/readyz")[1])
             with pytest.raises(ConnectionRefusedError):
                 gateway.connect(site.client())
             let.set()

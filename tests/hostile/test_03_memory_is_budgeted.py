@@ -24,6 +24,7 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import channel
 from support.grpc_upstream import GrpcUpstream
 from support.h2_raw_client import SEARCH, fields, h2, message
+from support.polling import until
 from support.raw_connection import Truncated, connected, memory
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream, plain
@@ -228,13 +229,9 @@ def test_what_a_message_names_before_it_ends_is_counted(gateway: Gateway, site: 
     with h2(gateway, site, "ingest") as client:
         stream = client.open(fields("/qdrant.Points/Query"))
         client.send(*(DataFrame(stream, content[begin : begin + 16_000]) for begin in range(0, len(content), 16_000)))
-        end = time.monotonic() + DEADLINE
-        while gateway.inspection_memory() < 200 * 250 and time.monotonic() < end:
-            pass
+        until(lambda: gateway.inspection_memory() >= 200 * 250)
         assert 200 * 250 <= gateway.inspection_memory() < BUDGET
-    while gateway.inspection_memory() and time.monotonic() < end:
-        pass
-    assert not gateway.inspection_memory()
+    until(lambda: not gateway.inspection_memory())
 
 
 def test_large_messages_of_a_tenant(gateway: Gateway, site: Site) -> None:
@@ -277,8 +274,5 @@ def test_ids_of_a_retrieval_are_counted_until_its_answer(
         assert in_use() > 10_000 * 36
         answered.set()
         assert client.response().status == 200
-    end = time.monotonic() + DEADLINE
-    while in_use() and time.monotonic() < end:
-        pass
-    assert not in_use()
+    until(lambda: not in_use())
     shared_upstream.answer = plain()

@@ -24,6 +24,7 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream, never, replying
 from support.h2_raw_client import SEARCH as GRPC_SEARCH
 from support.h2_raw_client import H2Client, fields, h2, message, raw
+from support.polling import until
 from support.raw_connection import GET, SEARCH, UPLOAD, RawClient, Response, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
@@ -68,8 +69,8 @@ def many(stack: ExitStack, gateway: Gateway, site: Site, name: str, count: int) 
 
 def took_what_there_is(gateway: Gateway) -> None:
     """All places of all workers are in use."""
-    while f'tlsproxy_upstream_connections{{state="busy"}} {gateway.places}.0' not in gateway.ask_admin("/metrics")[1]:
-        pass
+    busy = f'tlsproxy_upstream_connections{{state="busy"}} {gateway.places}.0'
+    until(lambda: busy in gateway.ask_admin("/metrics")[1])
 
 
 def told(clients: list[RawClient]) -> Response:
@@ -184,11 +185,8 @@ def use_up(gateway: Gateway, begin: Callable[[], None]) -> None:
     """Begins until all workers have no room for one more."""
     for _ in range(40):
         begin()
-        end = time.monotonic() + 0.5
-        while gateway.inspection_memory() < gateway.memory * 0.8 and time.monotonic() < end:
-            pass
-        if gateway.inspection_memory() >= gateway.memory * 0.8:
-            return
+        with suppress(AssertionError):  # it was one at a worker that has others already
+            return until(lambda: gateway.inspection_memory() >= gateway.memory * 0.8, deadline=0.5)
     raise AssertionError(gateway.inspection_memory())
 
 

@@ -8,7 +8,6 @@ import queue
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream
 from support.h2_raw_client import fields, h2, message
+from support.polling import until
 from support.raw_connection import GET, Truncated, connected
 from support.raw_request import Client
 from support.site import Site
@@ -155,9 +155,7 @@ class Stage:
 
     def queued(self, count: int) -> None:
         """So many requests wait for a connection to the upstream."""
-        end = time.monotonic() + DEADLINE
-        while f"upstream_waiting {count}.0" not in self.gateway.ask_admin("/metrics")[1]:
-            assert time.monotonic() < end
+        until(lambda: f"upstream_waiting {count}.0" in self.gateway.ask_admin("/metrics")[1])
 
     def take_over(self) -> Taking:
         """Whatever comes is taken from here on."""
@@ -400,9 +398,7 @@ def test_what_waits_for_a_slow_reader_goes_with_its_connection(stage: Stage) -> 
             assert reader.recv(12) == b"HTTP/1.1 200"
             stage.publish(identities=IDENTITIES[:-1])
             stage.gateway.audited(event="connection", reason="no_role")
-            end = time.monotonic() + DEADLINE
-            while json.loads(stage.gateway.ask_admin("/status")[1])["connections"]["open"]:
-                assert time.monotonic() < end
+            until(lambda: not json.loads(stage.gateway.ask_admin("/status")[1])["connections"]["open"])
     stage.publish(identities=IDENTITIES)
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import yaml
 
 from support.forked import ForkedProcess
 from support.gateway import DEADLINE, Lines
+from support.polling import until
 from support.sockets import serving
 
 TLS = {"ca_cert": "ca.pem", "cert": "client.pem", "key": "client.key", "poll_interval": 2}
@@ -128,9 +128,7 @@ class Connecting:
         """SIGHUP, until its reload is over."""
         before = self._reloads()
         self.process.send_signal(signal.SIGHUP)
-        end = time.monotonic() + DEADLINE
-        while self._reloads() == before:
-            assert time.monotonic() < end, "no reload"
+        until(lambda: self._reloads() != before)
 
     def _reloads(self) -> float:
         lines = self.ask("/metrics")[1].splitlines()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from support.gateway import DEADLINE
+from support.polling import until
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 
@@ -46,6 +46,4 @@ def gated(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
 
 
 def busy(upstream: ScriptedUpstream, requests: int = 1) -> None:
-    end = time.monotonic() + DEADLINE
-    while len(upstream.requests) < requests:
-        assert time.monotonic() < end
+    until(lambda: len(upstream.requests) >= requests)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import ExitStack
 from typing import Any
 
-from support.gateway import DEADLINE, Gateway
+from support.gateway import Gateway
+from support.polling import until
 from support.raw_connection import RawClient, connected
 from support.site import Site
 
@@ -25,13 +25,14 @@ def workers(gateway: Gateway) -> dict[int, dict[str, Any]]:
 
 def all_serve(gateway: Gateway) -> int:
     """The generation, once every worker serves it."""
-    end = time.monotonic() + DEADLINE
-    while True:
-        now = status(gateway)
-        number = int(now["generation"]["number"])
-        if {worker["generation"] for worker in now["workers"]} == {number}:
-            return number
-        assert time.monotonic() < end
+    now: dict[str, Any] = {}
+
+    def serve() -> bool:
+        now.update(status(gateway))
+        return {worker["generation"] for worker in now["workers"]} == {now["generation"]["number"]}
+
+    until(serve)
+    return int(now["generation"]["number"])
 
 
 def worker_of(entry: dict[str, Any], count: int) -> int:

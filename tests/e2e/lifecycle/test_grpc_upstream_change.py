@@ -18,6 +18,7 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import Answered, call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream, echoing, never, replying
 from support.h2_raw_client import fields, h2, message
+from support.polling import until
 from support.site import Site
 from support.sockets import deaf
 from support.upstream import ScriptedUpstream
@@ -234,8 +235,7 @@ def test_a_call_whose_upstream_is_being_dialled_goes_to_the_new_one(
         gateway = stack.enter_context(Gateway(config))
         opened = stack.enter_context(channel(gateway, own_site))
         waiting = opened.unary_unary(STREAM).future(b"x" * 10_000, timeout=DEADLINE)
-        while json.loads(gateway.ask_admin("/status")[1])["upstream"]["busy"] != 1:
-            pass
+        until(lambda: json.loads(gateway.ask_admin("/status")[1])["upstream"]["busy"] == 1)
         edit(own_site, config, gateway, new.url)
         assert waiting.result() == b"x" * 10_000
         assert [one.metadata["api-key"] for one in new.calls] == ["new"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from support.gateway import DEADLINE, Gateway
+from support.gateway import Gateway
 from support.kept_connection import Caller
 from support.operator_tools import operator
+from support.polling import until
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 from support.workers import at_each, status
@@ -23,9 +23,7 @@ def verdict(gateway: Gateway) -> dict[str, Any]:
 
 def left(gateway: Gateway, count: int) -> None:
     """Returns once so many connections are open."""
-    end = time.monotonic() + DEADLINE
-    while (live := status(gateway)["connections"]["open"]) != count:
-        assert time.monotonic() < end, live
+    until(lambda: status(gateway)["connections"]["open"] == count)
 
 
 def told_everywhere(gateway: Gateway) -> None:

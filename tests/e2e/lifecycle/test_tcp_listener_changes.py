@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.gateway import Gateway
 from support.operator_tools import operator
+from support.polling import until
 from support.raw_connection import RawClient
 from support.site import Site
 from support.sockets import deaf, serving
@@ -80,8 +81,7 @@ def test_another_upstream_drains_the_former(
     assert (change["what"], change["detail"]) == ("listener", f"upstream {through.old} → {through.new}")
     assert said(through.connect()) == b"new:x"
     assert all(RawClient(one).ended() for one in silent)
-    while json.loads(through.gateway.ask_admin("/status")[1])["former_upstream"]["tcp"]:
-        pass
+    until(lambda: not json.loads(through.gateway.ask_admin("/status")[1])["former_upstream"]["tcp"])
     assert through.told("upstream_changed") == ["tcp_close"] * 5
 
 
@@ -184,7 +184,6 @@ def test_a_connection_that_is_being_dialled_goes_to_the_new_one(
     through.edit({"upstream": stack.enter_context(deaf())})
     client = through.connect()
     client.sendall(b"x")
-    while not json.loads(through.gateway.ask_admin("/status")[1])["connections"]["live"]:
-        pass
+    until(lambda: bool(json.loads(through.gateway.ask_admin("/status")[1])["connections"]["live"]))
     through.edit({"upstream": through.new})
     assert client.recv(100) == b"new:x"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.gated_answers import GatedAnswer
 from support.gateway import Gateway
+from support.polling import until
 from support.raw_connection import GET, UPSERT, connected
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
@@ -85,8 +86,7 @@ def test_a_request_that_waits_for_a_place_goes_to_the_new_one(own_site: Site, up
         first.send(GET)
         held.wait(1)
         second.send(UPSERT, BODY)
-        while "tlsproxy_upstream_waiting 1.0" not in gateway.ask_admin("/metrics")[1]:
-            pass
+        until(lambda: "tlsproxy_upstream_waiting 1.0" in gateway.ask_admin("/metrics")[1])
         own_site.edit_config(config, upstream={"rest": new.url, "api_key": "new"})
         gateway.reloaded()
         held.release.set()
@@ -103,8 +103,7 @@ def test_a_request_whose_upstream_is_being_dialled_goes_to_the_new_one(own_site:
         config = own_site.write_config(old, upstream={"rest": old, "connect_timeout": 600, "api_key": "old"})
         with Gateway(config) as gateway, connected(gateway, own_site.client()) as client:
             client.send(*((UPSERT, body) if body else (GET,)))
-            while status(gateway)["upstream"]["busy"] != 1:
-                pass
+            until(lambda: status(gateway)["upstream"]["busy"] == 1)
             own_site.edit_config(config, upstream={"rest": new.url, "api_key": "new"})
             gateway.reloaded()
             assert client.response().status == 200

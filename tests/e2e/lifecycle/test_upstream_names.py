@@ -12,6 +12,7 @@ from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, replying
 from support.h2_raw_client import h2
 from support.names import Names
+from support.polling import until
 from support.raw_connection import GET, RawClient, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -87,8 +88,7 @@ def test_a_name_without_an_address_is_waited_for(own_site: Site, place: Place) -
         assert relayed(gateway, own_site)
         with h2(gateway, own_site) as calls:
             assert calls.status(calls.call()) == 0
-        while gateway.ask_admin("/readyz")[0] != 200:
-            pass
+        until(lambda: gateway.ask_admin("/readyz")[0] == 200)
 
 
 def test_another_address_is_found_within_the_interval(own_site: Site, place: Place) -> None:
