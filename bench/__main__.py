@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|quick|scale|instructions|leases|show|table|plot|compare`."""
+"""The command line: `python -m bench compile|run|quick|scale|instructions|leases|show|table|plot|compare`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 import click
 
 from bench.compare import TOLERANCE, comparison
+from bench.compiled import compile_form
 from bench.dimensions import SCALE
 from bench.ending import exit_when_told
-from bench.errors import BenchError
+from bench.errors import AbsentError, BenchError
 from bench.instructions import count_instructions, instruction_report
 from bench.leases import lease_report, scenarios, simulated
+from bench.peers import PLAIN
 from bench.report import report
 from bench.results import Results
 from bench.scale import scale_report
@@ -67,12 +69,25 @@ def run(
     _run(directory, Plan(only, workloads or tuple(BY_NAME), rounds, seconds, connections, rotation=rotation))
 
 
+@main.command(name="compile")
+@_data
+def compile_ours(directory: Path) -> None:
+    """Tlsproxy as it ships, for the other commands: minutes, once for each state of the sources.
+
+    Where it cannot be compiled it says why, and they measure the plain form alone.
+    """
+    try:
+        compile_form(directory, _say)
+    except AbsentError as error:
+        _say(f"tlsproxy: {error}")
+
+
 @main.command()
 @_data
 @_only
 def quick(directory: Path, only: tuple[str, ...]) -> None:
     """The main workloads in three minutes, beside the peers that have targets, unless --only names others."""
-    _run(directory, Plan(only or AIMED_AT, QUICK, rounds=5, seconds=0.1, connections=(), rotation=False))
+    _run(directory, Plan(only or (PLAIN, *AIMED_AT), QUICK, rounds=5, seconds=0.1, connections=(), rotation=False))
 
 
 @main.command()

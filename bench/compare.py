@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from bench.peers import OURS
+from bench.peers import OURS, OWN
 from bench.report import table
 from bench.results import Measured, Results
 
@@ -54,7 +54,7 @@ def _change(before: Measured, after: Measured) -> Change:
     ratios = [
         now.median / was.median
         for peer in before.samples
-        if peer != OURS and (was := before.ratio(peer)) and (now := after.ratio(peer))
+        if peer not in OWN and (was := before.ratio(peer)) and (now := after.ratio(peer))
     ]
     was_ours, now_ours = before.summary(OURS), after.summary(OURS)
     return Change(

@@ -54,7 +54,9 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The checkout's, with a + where files differ from it; empty where it is none."""
+    """The checkout's, with a + where files differ from it; empty where it is none. TLSPROXY_COMMIT: a copy's."""
+    if told := os.environ.get("TLSPROXY_COMMIT"):
+        return told
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--exclude=*"],  # noqa: S607 - whichever git there is
         cwd=Path(__file__).parent,

@@ -23,10 +23,10 @@ mpl.rcParams.update({"svg.hashsalt": "tlsproxy", "font.size": 9, "axes.spines.to
 
 
 def plot(results: Results, directory: Path) -> None:
-    if any(OURS not in measured.samples for measured in results.workloads.values()):
-        _scale(results, directory)
-    elif results.workloads:
+    if any(OURS in measured.samples for measured in results.workloads.values()):
         _costs(results, directory)
+    elif results.workloads:
+        _scale(results, directory)
     if results.idle:
         _idle(results, directory)
 

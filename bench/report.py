@@ -41,6 +41,8 @@ def _header(results: Results) -> Iterator[str]:
     yield "  ".join(f"{name} {version}" for name, version in results.contenders.items())
     yield from (f"{name}: {note}" for name, note in results.notes.items())
     yield from (f"ABSENT {name}: {reason}" for name, reason in results.absent.items())
+    for workload, reasons in results.unable.items():
+        yield from (f"UNABLE {name}: {workload}: {reason}" for name, reason in reasons.items())
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -35,12 +35,15 @@ class Measured:
 
 @dataclass(slots=True)
 class Results:
-    """``contenders`` has each one's version; ``absent`` the reasons of those that are not there."""
+    """``contenders`` has each one's version; ``absent`` the reasons of those that are not there, ``unable`` by workload
+    those of contenders that cannot do it.
+    """
 
     about: dict[str, Any]
     contenders: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    unable: dict[str, dict[str, str]] = field(default_factory=dict)
     workloads: dict[str, Measured] = field(default_factory=dict)
     idle: dict[str, dict[str, Idle]] = field(default_factory=dict)
     """By number of connections, then by contender."""

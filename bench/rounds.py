@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.build import Programs
@@ -20,7 +20,7 @@ from bench.peers.peer import Peer, Program
 from bench.process import Running, running
 from bench.results import Measured, Results
 from bench.site import Site
-from bench.workloads import Workload
+from bench.workloads import CLASSIC, Workload
 
 _START = 0.4
 """Seconds until a contender serves."""
@@ -73,10 +73,11 @@ def run_rounds(
             except AbsentError as error:
                 results.absent[peer.name] = str(error)
         setting.journal.step(results, _START * len(programs), f"started {', '.join(contenders)}")
+        able = {workload: dict(_able(setting, contenders, workload, results)) for workload in chosen}
         for number in range(rounds):
-            for workload in chosen:
+            for workload in filter(able.get, chosen):
                 measured = results.workloads.setdefault(workload.name, Measured(workload.title, workload.unit))
-                for name, sample in _round(setting, contenders, workload, number):
+                for name, sample in _round(setting, able[workload], workload, number):
                     measured.samples.setdefault(name, [None] * number).append(sample)
                 planned = setting.generator.planned(workload) * len(measured.samples)
                 setting.journal.step(results, planned, _line(number, rounds, workload, measured))
@@ -93,13 +94,34 @@ def takes(peer: Peer, workload: Workload) -> bool:
     return workload.kind in peer.serves and (not peer.only or workload.name in peer.only)
 
 
+def _able(
+    setting: Setting, contenders: Mapping[str, Running], workload: Workload, results: Results
+) -> Iterator[tuple[str, Running]]:
+    """Those that can do it: where not everybody has its key exchange, by a handshake. ``results`` has the others."""
+    for name, contender in contenders.items():
+        if not takes(contender.peer, workload):
+            continue
+        reason = "" if workload.group == CLASSIC else _refusal(setting.generator, contender, workload)
+        if reason:
+            results.unable.setdefault(workload.name, {})[name] = reason
+        else:
+            yield name, contender
+
+
+def _refusal(generator: Generator, contender: Running, workload: Workload) -> str:
+    try:
+        return generator.measure(contender, replace(workload, connections=1, seconds=0)).error
+    except BenchError as error:
+        return str(error)
+
+
 def _round(
     setting: Setting, contenders: Mapping[str, Running], workload: Workload, number: int
 ) -> Iterator[tuple[str, Sample | None]]:
     """In another order each time, so that no contender always follows the same one."""
-    able = [name for name, contender in contenders.items() if takes(contender.peer, workload)]
-    shift = number % len(able) if able else 0
-    for name in able[shift:] + able[:shift]:
+    names = list(contenders)
+    shift = number % len(names) if names else 0
+    for name in names[shift:] + names[:shift]:
         sample: Sample | None = None
         try:
             sample = setting.generator.measure(contenders[name], workload)

@@ -27,12 +27,14 @@ _START = 1.5
 """Seconds that a gateway needs, and what is prepared for it."""
 
 
-def run_scale(setting: Setting, rounds: int, results: Results, dimensions: Sequence[Dimension] = SCALE) -> None:
+def run_scale(
+    setting: Setting, program: Program, rounds: int, results: Results, dimensions: Sequence[Dimension] = SCALE
+) -> None:
     setting.journal.begin(sum(_planned(setting.generator, dimension, rounds) for dimension in dimensions))
     for dimension in dimensions:
         results.workloads[dimension.name] = Measured(dimension.title, dimension.workload.unit)
         try:
-            _measure(setting, dimension, rounds, results)
+            _measure(setting, program, dimension, rounds, results)
         except BenchError as error:
             setting.journal.say(f"  {dimension.title}: {error}")
 
@@ -42,14 +44,18 @@ def _planned(generator: Generator, dimension: Dimension, rounds: int) -> float:
     return sum(starts) + rounds * len(dimension.sizes) * generator.planned(dimension.workload)
 
 
-def _measure(setting: Setting, dimension: Dimension, rounds: int, results: Results) -> None:
-    peer, program = PEERS[OURS], PEERS[OURS].locate(setting.directory)
-    generator, journal, measured = setting.generator, setting.journal, results.workloads[dimension.name]
+def _measure(setting: Setting, program: Program, dimension: Dimension, rounds: int, results: Results) -> None:
+    peer, generator, journal, measured = (
+        PEERS[OURS],
+        setting.generator,
+        setting.journal,
+        results.workloads[dimension.name],
+    )
     with ExitStack() as stack:
         gateways = {}
         for size in dimension.sizes:
             dimension.prepare(setting.site, size)
-            behind = _upstream(setting, stack, dimension, size)
+            behind = _upstream(setting, stack, program, dimension, size)
             command = _command(dimension.sections(size), behind)
             variant = replace(peer, name=f"{dimension.name}-{size}", command=command)
             gateways[size] = setting.start(stack, variant, program)
@@ -76,12 +82,12 @@ def _last(measured: Measured) -> Iterator[str]:
         yield f"{int(size):,}: {cost}"
 
 
-def _upstream(setting: Setting, stack: ExitStack, dimension: Dimension, size: int) -> Sections | None:
+def _upstream(setting: Setting, stack: ExitStack, program: Program, dimension: Dimension, size: int) -> Sections | None:
     """The section of that name where it is not the usual one, with the processes started that it speaks of."""
     if dimension.tls(size):
         # Another gateway ends the TLS, on the core of the upstream.
         inner = replace(PEERS[OURS], name=f"{dimension.name}-inner", behind=True)
-        ended = setting.start(stack, inner, inner.locate(setting.directory)).place
+        ended = setting.start(stack, inner, program).place
         names = {"ca_cert": "ca.pem", "cert": "client.pem", "key": "client.key"}
         tls = {name: str(setting.site.path(file)) for name, file in names.items()}
         return {"rest": f"https://localhost:{ended.http}", "grpc": f"https://localhost:{ended.grpc}", "tls": tls}
@@ -99,7 +105,7 @@ def _command(sections: Sections, behind: Sections | None) -> Callable[[Program, 
         config["tls"]["crl"] = [str(place.site.path(name)) for name in config["tls"].get("crl", ())]
         config["upstream"] = behind or config["upstream"]
         path = place.write("tlsproxy.yaml", yaml.safe_dump(config))
-        return [program.path, "-m", "tlsproxy", "run", "--config", str(path)]
+        return [program.path, "-P", "-m", "tlsproxy", "run", "--config", str(path)]
 
     return command
 

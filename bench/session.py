@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import venv
+from bench import compiled, venv
 from bench.build import build
 from bench.dimensions import SCALE
-from bench.errors import BenchError
+from bench.errors import AbsentError, BenchError
 from bench.generator import Generator
 from bench.idle import planned_idle, run_idle
 from bench.journal import Journal, Say
@@ -48,7 +48,7 @@ def run_session(directory: Path, plan: Plan, command: str, say: Say) -> Results:
         raise BenchError(
             f"neither a peer ({', '.join(PEERS)}) nor a workload ({', '.join(BY_NAME)}): {', '.join(unknown)}"
         )
-    results = _begun(command, say)
+    results = _begun(command, directory, say)
     chosen = [peer for name, peer in PEERS.items() if name == OURS or not plan.only or name in plan.only]
     workloads = [BY_NAME[name] for name in plan.workloads]
     journal = Journal(directory / "results.json", say)
@@ -75,18 +75,23 @@ def run_scale_session(
     known = {dimension.name: dimension for dimension in SCALE}
     if unknown := set(only) - set(known):
         raise BenchError(f"not a row of the cost table ({', '.join(known)}): {', '.join(unknown)}")
-    results = _begun(command, say)
+    results = _begun(command, directory, say)
     journal = Journal(directory / "scale.json", say)
     _install(directory, [PLOTS], say)
-    locate([PEERS[OURS]], directory / "venv", {}, results)
+    (program,) = locate([PEERS[OURS]], directory / "venv", {}, results).values()
     with _set_up(directory, seconds, journal) as setting:
-        run_scale(setting, rounds, results, [known[name] for name in only or known])
+        run_scale(setting, program, rounds, results, [known[name] for name in only or known])
     _write_down(results, journal)
     return results
 
 
-def _begun(command: str, say: Say) -> Results:
+def _begun(command: str, directory: Path, say: Say) -> Results:
     results = Results(about(command))
+    try:
+        compiled.interpreter(directory)
+    except AbsentError as error:
+        results.notes[OURS] = f"the plain form: {error}"
+        say(f"{OURS}: {results.notes[OURS]}")
     if not results.about["python_profiled"]:
         results.notes["python"] = UNPROFILED
         say(f"python: {UNPROFILED}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from bench.peers import PLAIN
 from bench.results import Results
 from bench.targets import IDLE, TARGETS
 
-_TITLES = {"nginx": "nginx", "nginx-raised": "nginx, larger buffers", "haproxy": "HAProxy", "nghttpx": "nghttpx"}
+_TITLES = {PLAIN: "tlsproxy, plain"}
+_TITLES |= {"nginx": "nginx", "nginx-raised": "nginx, larger buffers", "haproxy": "HAProxy", "nghttpx": "nghttpx"}
 _TITLES |= {"envoy": "Envoy", "caddy": "Caddy"}
 
 

@@ -14,6 +14,8 @@ Unit = Literal["request", "MB"]
 SMALL_ANSWER = 200
 SEARCH_ANSWER = 2048
 GRPC_ANSWER = 205
+CLASSIC, HYBRID = "X25519", "X25519MLKEM768"
+"""Groups of a key exchange. P-256 and X25519 cost differently, so all contenders use the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Workload:
     client: str = "client"
     unit: Unit = "request"
     seconds: float = 1.0
+    group: str = CLASSIC
     fields: str = "fixed"
     depth: int = 1
 
@@ -38,11 +41,12 @@ class Workload:
         return [
             *("--mode", self.mode, "--protocol", "grpc" if self.kind == "grpc" else "http"),
             *("--connections", str(self.connections), "--length", str(self.length)),
-            *("--fields", self.fields, "--depth", str(self.depth)),
+            *("--groups", self.group, "--fields", self.fields, "--depth", str(self.depth)),
         ]
 
 
 _GET = Workload("get", "small GET", "get", SMALL_ANSWER)
+_HANDSHAKE = replace(_GET, name="handshake", title="full mTLS handshake", mode="new", connections=16)
 _SEARCH = Workload("search", "search, 12 KB, global role", "search", SEARCH_ANSWER)
 _DOWNLOAD = Workload("download", "download, 64 MB", "download", DOWNLOAD_SIZE, connections=4, unit="MB", seconds=2)
 _GRPC = Workload("grpc", "gRPC search, 8 streams", "grpc-search", GRPC_ANSWER, kind="grpc", connections=8)
@@ -61,7 +65,8 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     Workload("upsert", "upsert, 4 MB", "upsert", SMALL_ANSWER, connections=8, unit="MB", seconds=2),
     _DOWNLOAD,
-    replace(_GET, name="handshake", title="full mTLS handshake", mode="new", connections=16),
+    _HANDSHAKE,
+    replace(_HANDSHAKE, name="handshake-hybrid", title=f"full mTLS handshake, {HYBRID}", group=HYBRID),
     _GRPC,
     replace(_GRPC, name="grpc-varying", title="gRPC, varying metadata", fields="varying"),
     replace(_GRPC, name="grpc-huffman", title="gRPC, varying, Huffman-coded", fields="huffman"),
@@ -76,8 +81,8 @@ WORKLOADS: tuple[Workload, ...] = (
 )
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 QUICK = (
-    *("get", "search", "search-inspected", "search-claims", "search-policy", "search-hidden", "upsert", "download"),
-    *("handshake", "grpc", "grpc-varying", "tcp"),
+    *("get", "get-varying", "search", "search-inspected", "search-claims", "search-policy", "search-hidden"),
+    *("upsert", "download", "handshake", "handshake-hybrid", "grpc", "grpc-varying", "grpc-inspected", "tcp"),
 )
 """Those of `make bench-quick`."""
 IDLE_CONNECTIONS = (2_000, 10_000)

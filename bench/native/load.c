@@ -217,7 +217,7 @@ static void run_busy(struct conn *conns, int n, double warm_up, double seconds) 
            meter.bytes_in, meter.bytes_out, meter_pss(&meter));
 }
 
-static void tls(const char *ca, const char *certificate, const char *key) {
+static void tls(const char *ca, const char *certificate, const char *key, const char *groups) {
     context = SSL_CTX_new(TLS_client_method());
     if (!SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) || SSL_CTX_load_verify_locations(context, ca, NULL) != 1 ||
         SSL_CTX_use_certificate_chain_file(context, certificate) != 1 ||
@@ -226,22 +226,21 @@ static void tls(const char *ca, const char *certificate, const char *key) {
     SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
     SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
     SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
-    /* P-256 and X25519 cost differently: all proxies are to use the same. */
-    SSL_CTX_set1_groups_list(context, "X25519");
+    if (SSL_CTX_set1_groups_list(context, groups) != 1) fail("OpenSSL %s has no group %s", OpenSSL_version(OPENSSL_VERSION_STRING), groups);
     SSL_CTX_set_alpn_protos(context, (const unsigned char *)protocol->alpn, strlen(protocol->alpn));
 }
 
 int main(int count, char **arguments) {
-    const char *ca = "ca.pem", *certificate = "client.pem", *key = "client.key";
+    const char *ca = "ca.pem", *certificate = "client.pem", *key = "client.key", *groups = "X25519";
     double seconds = 1, warm_up = .25, settle = 2;
     int connections = 64, option;
-    enum { PORT = 256, MODE, PROTOCOL, CONNECTIONS, SECONDS, WARM_UP, SETTLE, REQUEST, DEPTH, STATUS, LENGTH, PIDS, CA, CERT, KEY, STREAMS, AUTHORITY, PATH, FIELDS, REQUESTS };
+    enum { PORT = 256, MODE, PROTOCOL, CONNECTIONS, SECONDS, WARM_UP, SETTLE, REQUEST, DEPTH, STATUS, LENGTH, PIDS, CA, CERT, KEY, STREAMS, AUTHORITY, PATH, FIELDS, GROUPS, REQUESTS };
     const struct option known[] = {
         {"port", 1, 0, PORT}, {"mode", 1, 0, MODE}, {"protocol", 1, 0, PROTOCOL}, {"connections", 1, 0, CONNECTIONS},
         {"seconds", 1, 0, SECONDS}, {"warm-up", 1, 0, WARM_UP}, {"settle", 1, 0, SETTLE}, {"request", 1, 0, REQUEST},
         {"depth", 1, 0, DEPTH}, {"status", 1, 0, STATUS}, {"length", 1, 0, LENGTH}, {"pids", 1, 0, PIDS}, {"ca", 1, 0, CA},
         {"cert", 1, 0, CERT}, {"key", 1, 0, KEY}, {"streams", 1, 0, STREAMS}, {"authority", 1, 0, AUTHORITY},
-        {"path", 1, 0, PATH}, {"fields", 1, 0, FIELDS}, {"requests", 1, 0, REQUESTS}, {0}};
+        {"path", 1, 0, PATH}, {"fields", 1, 0, FIELDS}, {"groups", 1, 0, GROUPS}, {"requests", 1, 0, REQUESTS}, {0}};
     while ((option = getopt_long(count, arguments, "", known, NULL)) != -1) switch (option) {
         case PORT: options.port = atoi(optarg); break;
         case MODE: mode = !strcmp(optarg, "new") ? NEW : !strcmp(optarg, "idle") ? IDLE : KEEP; break;
@@ -262,13 +261,14 @@ int main(int count, char **arguments) {
         case AUTHORITY: options.authority = optarg; break;
         case PATH: options.path = optarg; break;
         case FIELDS: options.fields = optarg; break;
+        case GROUPS: groups = optarg; break;
         case REQUESTS: requests = atol(optarg); break;
         default: return 2;
     }
     signal(SIGPIPE, SIG_IGN);
     address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(options.port)};
     if (inet_pton(AF_INET, options.host, &address.sin_addr) != 1) fail("not an address: %s", options.host);
-    tls(ca, certificate, key);
+    tls(ca, certificate, key, groups);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     struct conn *conns = calloc(connections, sizeof *conns);
     if (!conns) fail("out of memory");

@@ -13,6 +13,7 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         tlsproxy.PEER,
+        tlsproxy.PLAIN,
         tlsproxy.TWO,
         nginx.PEER,
         nginx.TWO,
@@ -28,5 +29,8 @@ PEERS: dict[str, Peer] = {
 }
 """In the order of the report; the first is ours."""
 OURS = tlsproxy.PEER.name
+PLAIN = tlsproxy.PLAIN.name
+OWN = frozenset({OURS, PLAIN, tlsproxy.TWO.name})
+"""tlsproxy in all forms."""
 WORKERS = {tlsproxy.PEER.name: tlsproxy.TWO.name, nginx.PEER.name: nginx.TWO.name}
 """Those with one worker, and the same with two."""

@@ -90,6 +90,10 @@ def configuration(place: Place, *, own_http2: bool, buffers: str = "", stream: b
     )
 
 
+def _release(program: Program) -> tuple[int, ...]:
+    return tuple(map(int, program.version.split(".")))
+
+
 def _locate(venv: Path) -> Program:
     if not STREAM_MODULE.exists():
         raise AbsentError(f"{STREAM_MODULE} is not installed: apt-get install nginx-light libnginx-mod-stream")
@@ -97,7 +101,9 @@ def _locate(venv: Path) -> Program:
 
 
 def _command(buffers: str, program: Program, place: Place) -> list[str]:
-    text = f"load_module {STREAM_MODULE};\n" + configuration(place, own_http2=False, buffers=buffers)
+    text = f"load_module {STREAM_MODULE};\n" + configuration(
+        place, own_http2=_release(program) >= (1, 25, 1), buffers=buffers
+    )
     return [
         program.path,
         "-p",

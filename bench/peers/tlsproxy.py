@@ -1,4 +1,7 @@
-"""tlsproxy as it ships: policy, identities, the audit log in a file, the admin server with its metrics."""
+"""tlsproxy as it ships: compiled, with policy, identities, the audit log in a file, the admin server with its metrics.
+
+Beside it the same in plain Python. Where nothing is compiled there is the plain form alone.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 import yaml
 
 import tlsproxy
+from bench.compiled import interpreter
+from bench.errors import AbsentError
 from bench.peers.peer import WITH_TWO, Peer, Place, Program
 from bench.site import AUDIENCE, BLINDED, BOUNDED, CLIENT, GROUP, ISSUER, LIMITED
 
@@ -33,8 +38,23 @@ IDENTITIES: list[Any] = [
 ]
 
 
-def locate(_venv: Path) -> Program:
-    return Program(sys.executable, f"{tlsproxy.__version__} (Python {sys.version.split()[0]})")
+def locate(venv: Path) -> Program:
+    try:
+        return _program(str(interpreter(venv.parent)), "compiled")
+    except AbsentError:
+        return _program(sys.executable, "plain")
+
+
+def _locate_plain(venv: Path) -> Program:
+    try:
+        interpreter(venv.parent)
+    except AbsentError as error:
+        raise AbsentError(f"tlsproxy itself is plain here: {error}") from None
+    return _program(sys.executable, "plain")
+
+
+def _program(python: str, form: str) -> Program:
+    return Program(python, f"{tlsproxy.__version__} {form} (Python {sys.version.split()[0]})")
 
 
 def configuration(place: Place, **sections: Mapping[str, Any] | list[Any]) -> dict[str, Any]:
@@ -85,5 +105,6 @@ def command(program: Program, place: Place) -> list[str]:
     return [program.path, "-P", "-m", "tlsproxy", "run", "--config", str(config)]
 
 
-PEER = Peer("tlsproxy", frozenset({"http", "grpc", "tcp"}), locate, command, reload=0)
-TWO = replace(PEER, name="tlsproxy-2", workers=2, only=WITH_TWO, note="two workers, on both sets of cores")
+PEER: Peer = Peer("tlsproxy", frozenset({"http", "grpc", "tcp"}), locate, command, reload=0)
+PLAIN: Peer = replace(PEER, name="tlsproxy-plain", locate=_locate_plain, reload=None, note="tlsproxy in plain Python")
+TWO: Peer = replace(PEER, name="tlsproxy-2", workers=2, only=WITH_TWO, note="two workers, on both sets of cores")

@@ -31,6 +31,8 @@ from bench.workloads import BY_NAME, WORKLOADS, Workload
 pytestmark = pytest.mark.timeout(180)  # it compiles
 SECONDS = 0.1
 DOWNLOAD = 1 << 20
+OF_OTHERS = {"get", "upsert", "download", "handshake", "handshake-hybrid", "grpc-varying", "tcp"}
+"""The workloads by which a peer shows that they are not made for tlsproxy alone: one of each kind."""
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,14 @@ def good(results: Results, name: str) -> list[Sample]:
 def test_every_workload_is_done_without_an_error(setting: Setting, name: str, tmp_path: Path) -> None:
     peer, program = located(name, tmp_path)
     results = Results({})
-    workloads = [short(workload) for workload in WORKLOADS if takes(peer, workload)]
+    few = {workload.name for workload in WORKLOADS} if name == OURS else OF_OTHERS
+    workloads = [short(workload) for workload in WORKLOADS if takes(peer, workload) and workload.name in few]
     run_rounds(setting, {peer: program}, workloads, 1, results)
     assert not results.absent
+    for told in results.unable.values():  # OpenSSL before 3.5: nobody is able, since the load generator is not
+        assert "has no group X25519MLKEM768" in told[name]
+    workloads = [workload for workload in workloads if workload.name not in results.unable]
+    assert len(workloads) >= len(few) - 1
     for workload in workloads:
         (sample,) = results.workloads[workload.name].samples[name]
         assert sample is not None
@@ -147,24 +154,23 @@ def test_idle_connections_are_all_there(setting: Setting, name: str, tmp_path: P
     assert idle.pss_kb > 0
 
 
-def test_cost_of_connections_is_measured_while_they_rest(setting: Setting) -> None:
+def test_cost_of_connections_is_measured_while_they_rest(setting: Setting, tmp_path: Path) -> None:
     """A load generator of their own holds them."""
     (row,) = (row for row in SCALE if row.name == "connections")
     said: list[str] = []
     results = Results({})
     apart = replace(setting, journal=Journal(setting.directory / "scale.json", said.append))
-    run_scale(apart, 2, results, [replace(row, sizes=(10, 60))])
+    run_scale(apart, located(OURS, tmp_path)[1], 2, results, [replace(row, sizes=(60,))])
     measured = results.workloads["connections"]
-    assert [len(measured.rounds(size)) for size in ("10", "60")] == [2, 2]
-    assert all(sample is not None and sample.counts for size in ("10", "60") for sample in measured.rounds(size))
+    assert [sample is not None and sample.counts for sample in measured.rounds("60")] == [True, True]
     assert not [line for line in said if "only" in line or "errors" in line]
 
 
-def test_nodes_and_tls_behind_the_gateway_are_measured(setting: Setting) -> None:
+def test_nodes_and_tls_behind_the_gateway_are_measured(setting: Setting, tmp_path: Path) -> None:
     rows = {row.name: row for row in SCALE}
     chosen = [replace(rows["nodes-get"], sizes=(2,)), replace(rows["tls-grpc"], sizes=(1,))]
     results = Results({})
-    run_scale(setting, 1, results, chosen)
+    run_scale(setting, located(OURS, tmp_path)[1], 1, results, chosen)
     for name, size in (("nodes-get", "2"), ("tls-grpc", "1")):
         (sample,) = results.workloads[name].rounds(size)
         assert sample is not None

