@@ -1,16 +1,21 @@
-"""The interpreter's settings in a process that serves: event loop, garbage collector, and glibc's allocator."""
+"""The interpreter's settings in a process that serves: event loop, threads, collector, and glibc's allocator."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import gc
+import sys
 from collections.abc import Callable
 from typing import Final
 
 THRESHOLDS: Final = (10_000, 10, 50)
 """Allocations before a collection of each generation. With Python's own (700, 10, 10) every 35 new connections cost a
 collection of the young objects, and every 3,500 a full one."""
+
+SWITCH_INTERVAL: Final = 0.0005
+"""Seconds for which a thread keeps the interpreter from others that want it. With Python's own (5 ms) the loop, which
+gives it away with each system call, waits so long after each while a reload is computed in a thread."""
 
 _MMAP_THRESHOLD: Final = -3
 _TRIM_THRESHOLD: Final = -1
@@ -41,6 +46,11 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
+
+
+def tune_threads() -> None:
+    """Let the event loop have its turn beside threads that compute."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 def tune_allocator() -> None:

@@ -95,6 +95,7 @@ class Serving:
         alone: bool,
     ) -> None:
         """``alone``: no other process accepts from the same sockets."""
+        runtime.tune_threads()
         runtime.tune_allocator()
         runtime.tune_collector()
         self._audit = audit

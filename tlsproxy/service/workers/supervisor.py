@@ -155,6 +155,7 @@ class Supervisor:
         turn: Turn,
         notice: Notice,
     ) -> None:
+        runtime.tune_threads()
         runtime.tune_allocator()
         self.counted = Metrics(
             pool=lambda: (0, 0, 0),
