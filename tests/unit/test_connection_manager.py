@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,9 @@ from tlsproxy.proxy.core import connection_manager as module
 from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.jitter import FEW
 from tlsproxy.proxy.core.wall_clock import Clock
+
+EACH = 10
+"""Connections in a slice."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Bench:
         await self.until_all_are_looked_at()
 
     async def until_all_are_looked_at(self) -> None:
-        for _ in range(2 + len(self.entries) // module.SLICE):
+        for _ in range(2 + 4 * len(self.entries) // EACH):  # an end looks at the clock too
             await asyncio.sleep(0)
         assert self.manager._slice is None
 
@@ -88,7 +92,11 @@ class Bench:
 @pytest.fixture(autouse=True)
 def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TICK", 3600.0)
-    monkeypatch.setattr(module, "SLICE", 10)
+    # A clock that only looking at it moves: a slice is over after so many connections.
+    start, looks = time.monotonic(), itertools.count()
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: start + next(looks) / 1_000_000)
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "SLICE", (EACH - 0.5) / 1_000_000)
 
 
 def test_others_are_served_while_a_publication_is_looked_at() -> None:

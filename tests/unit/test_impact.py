@@ -146,7 +146,7 @@ OPTIONAL = {"verify_https_client_certificate": False, "unmapped_certificate": "d
 
 
 def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_manager, "CONSIDERED", 2)
+    monkeypatch.setattr(connection_manager, "SLICE", 0.0)
     made = site(tmp_path)
     made.configure(service=OPTIONAL)
 
