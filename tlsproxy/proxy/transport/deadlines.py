@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 TICK: Final = 0.1
 NEVER: Final = float("inf")
-SLICE: Final = 500
-"""Streams that get new deadlines in one callback of the loop."""
+SLICE: Final = 0.002
+"""Seconds of one callback for what is done to many streams."""
+
+T = TypeVar("T")
 
 
 class Receiving(Protocol):
@@ -44,8 +45,8 @@ class Deadlines:
         self._streams: set[Expiring] = set()
         self.heard: set[Receiving] = set()
         """Streams that received data since the last sweep. A stream adds itself."""
+        self._looked_at: set[Receiving] = set()
         self.each: list[Callable[[], None]] = []
-        self._to_rearm: Iterator[Expiring] = iter(())
         self._handle = loop.call_later(TICK, self._sweep)
 
     def __len__(self) -> int:
@@ -57,19 +58,24 @@ class Deadlines:
     def discard(self, stream: Expiring) -> None:
         self._streams.discard(stream)
         self.heard.discard(stream)
+        self._looked_at.discard(stream)
 
     def rearm(self) -> None:
-        """Applies changed limits to waits in progress, some hundred at a time so that other work runs in between."""
-        self._to_rearm = iter(list(self._streams))
-        self._loop.call_soon(self._rearm_some)
+        """Applies changed limits to waits in progress, in slices."""
+        self._loop.call_soon(self._in_slices, iter(list(self._streams)), self._rearm_one)
 
-    def _rearm_some(self) -> None:
-        some = list(islice(self._to_rearm, SLICE))
-        for stream in some:
-            if stream in self._streams:
-                stream.rearm()
-        if some:
-            self._loop.call_soon(self._rearm_some)
+    def _rearm_one(self, stream: Expiring) -> None:
+        if stream in self._streams:
+            stream.rearm()
+
+    def _in_slices(self, items: Iterator[T], act: Callable[[T], None]) -> None:
+        """Acts on each item; others are served in between. Twenty thousand streams may expire at once."""
+        end = time.monotonic() + SLICE
+        for item in items:
+            act(item)
+            if time.monotonic() >= end:
+                self._loop.call_soon(self._in_slices, items, act)
+                return
 
     def close(self) -> None:
         self._handle.cancel()
@@ -77,11 +83,20 @@ class Deadlines:
     def _sweep(self) -> None:
         self._handle = self._loop.call_later(TICK, self._sweep)
         now = time.monotonic()
-        for stream in [stream for stream in self._streams if stream.deadline <= now]:
-            stream.expired()
-        heard = list(self.heard)
+        self._in_slices(iter([stream for stream in self._streams if stream.deadline <= now]), self._expire)
+        self._looked_at |= self.heard
         self.heard.clear()
-        for receiving in heard:
-            receiving.look()
+        self._in_slices(iter(self._next_heard, None), _look)
         for call in self.each:
             call()
+
+    def _next_heard(self) -> Receiving | None:
+        return self._looked_at.pop() if self._looked_at else None
+
+    def _expire(self, stream: Expiring) -> None:
+        if stream in self._streams and stream.deadline <= time.monotonic():
+            stream.expired()
+
+
+def _look(receiving: Receiving) -> None:
+    receiving.look()

@@ -1,0 +1,86 @@
+"""The sweep over all streams: whoever has nothing to do with it is served in between."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+
+import pytest
+
+from tlsproxy.proxy.transport import deadlines as module
+from tlsproxy.proxy.transport.deadlines import NEVER, Deadlines
+
+
+class Stream:
+    def __init__(self, deadlines: Deadlines) -> None:
+        self.deadline = NEVER
+        self.did: list[str] = []
+        self.ends: Stream | None = None
+        self._deadlines = deadlines
+        deadlines.add(self)
+
+    def expired(self) -> None:
+        self._done("expired")
+
+    def rearm(self) -> None:
+        self._done("rearmed")
+
+    def look(self) -> None:
+        self._done("looked")
+
+    def _done(self, what: str) -> None:
+        self.deadline = NEVER
+        self.did.append(what)
+        if self.ends is not None:
+            self._deadlines.discard(self.ends)
+
+
+@pytest.fixture(autouse=True)
+def _one_in_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 0.0)
+    monkeypatch.setattr(module, "TICK", 3600.0)
+
+
+@pytest.mark.parametrize("what", ["expired", "rearmed", "looked"])
+def test_others_are_served_between_many_and_who_has_ended_is_left_alone(what: str) -> None:
+    async def run() -> None:
+        deadlines = Deadlines(asyncio.get_running_loop())
+        streams = [Stream(deadlines) for _ in range(20)]
+        late = Stream(deadlines)
+        for one in streams:
+            one.ends = late
+            if what == "expired":
+                one.deadline = late.deadline = time.monotonic()
+            elif what == "looked":
+                deadlines.heard.update((one, late))
+        if what == "rearmed":
+            deadlines.rearm()
+        else:
+            deadlines._sweep()
+        seen = []
+        for _ in range(25):
+            seen.append(sum(what in one.did for one in (*streams, late)))
+            await asyncio.sleep(0)
+        assert all(after - before <= 1 for before, after in itertools.pairwise(seen))
+        assert [one.did for one in streams] == [[what]] * 20
+        assert late.did in ([], [what])  # of a set it may come first
+        deadlines.close()
+
+    asyncio.run(run())
+
+
+def test_a_deadline_that_moved_meanwhile_is_not_over() -> None:
+    async def run() -> None:
+        deadlines = Deadlines(asyncio.get_running_loop())
+        first, second = Stream(deadlines), Stream(deadlines)
+        first.deadline = second.deadline = time.monotonic()
+        deadlines._sweep()
+        for one in (first, second):
+            one.deadline = NEVER
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(first.did) + len(second.did) == 1
+        deadlines.close()
+
+    asyncio.run(run())
