@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 PAIRS: Final = frozenset({"certificate", "client_certificate"})
 """Kinds of inputs that are a certificate and a key, which are replaced one after the other."""
+MOST_PROBLEMS: Final = 100
+"""Problems of one input that are told: each is a line of the log, and an entry of several texts."""
 
 
 class Judge:
@@ -91,7 +93,7 @@ class Judge:
         """``settles``: a pair that is being replaced may look like this for a moment."""
         due = self._due(subject) if settles and subject.kind in PAIRS else 0.0
         unmatched = isinstance(error, MaterialError) and error.unmatched
-        self.faults[subject] = Fault(str(error), error.kind, error.moment, read, self._now, kept, due, unmatched)
+        self.faults[subject] = Fault(_text(error), error.kind, error.moment, read, self._now, kept, due, unmatched)
 
     def _due(self, subject: Input) -> float:
         """The end of the settle time after the first of a row of faults."""
@@ -99,3 +101,10 @@ class Judge:
             return 0.0
         end, former = self._now + self._settle_time, self._former_faults.get(subject)
         return end if former is None else min(former.due, end)
+
+
+def _text(error: TlsproxyError) -> str:
+    """Its problems, one a line. A role that is gone from its file may be one for each of thousands of rules."""
+    lines = str(error).splitlines()
+    more = len(lines) - MOST_PROBLEMS
+    return "\n".join([*lines[:MOST_PROBLEMS], f"{more} more: `tlsproxy check` lists them"] if more > 0 else lines)
