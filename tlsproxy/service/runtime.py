@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-THRESHOLDS: Final = (10_000, 10, 50)
-"""Allocations before a collection of each generation. With Python's own (700, 10, 10) every 35 new connections cost a
-collection of the young objects, and every 3,500 a full one."""
+THRESHOLDS: Final = (2_000, 4, 600)
+"""Allocations before a collection of each generation. With Python's own (700, 10, 10) every 3,500 new connections cost
+a full one. All threads wait for a collection: the young ones are small, since a reload makes a million objects, and a
+collection of 100,000 of them took 60 ms."""
 
 SWITCH_INTERVAL: Final = 0.0005
 """Seconds for which a thread keeps the interpreter from others that want it. With Python's own (5 ms) the loop, which
