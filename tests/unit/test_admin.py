@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import stat
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from support import sample_status as example
 from support.rows import rows
 
+from tlsproxy.admin import page, server
 from tlsproxy.admin.page import HEADERS
 from tlsproxy.admin.readiness import OK, Readiness, degraded, not_ready
 from tlsproxy.admin.server import AdminServer, _is_this_machine
@@ -243,6 +245,30 @@ def test_a_command_cuts_without_a_browsers_headers(tmp_path: Path) -> None:
         assert (await client("POST", "/connections/1/cut"))[:2] == (200, {"cut": 1})
         status, body, _ = await client("POST", "/connections/2/cut")
         assert (status, list(body), body["cut"]) == (404, ["cut", "error"], None)
+
+    over_both(scenario, tmp_path)
+
+
+def test_page_and_status_are_made_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both may have megabytes, of thousands of roles and connections."""
+    makers: list[int] = []
+
+    def noting(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **options: Any) -> Any:
+            makers.append(threading.get_ident())
+            return make(*args, **options)
+
+        return made
+
+    monkeypatch.setattr(page, "page", noting(lambda *_, **__: "<p>"))
+    monkeypatch.setattr(server, "_json", noting(server._json))
+
+    async def scenario(_state: State, client: Client) -> None:
+        makers.clear()
+        assert (await client("GET", "/"))[:2] == (200, "<p>")
+        assert (await client("GET", "/status"))[0] == 200
+        assert len(makers) == 2
+        assert threading.get_ident() not in makers
 
     over_both(scenario, tmp_path)
 

@@ -19,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from tlsproxy.admin import page
 from tlsproxy.admin.socket import listening_socket
+from tlsproxy.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -121,10 +122,11 @@ class AdminServer:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _status(self, request: web.Request) -> web.Response:
-        return _json(await self._state.status(request.query.get("subject", "")))
+        return await in_thread(_json, await self._state.status(request.query.get("subject", "")))
 
     async def _page(self, request: web.Request) -> web.Response:
-        text = page.page(await self._state.status(""), time.time(), paused="paused" in request.query)
+        status = await self._state.status("")
+        text = await in_thread(page.page, status, time.time(), paused="paused" in request.query)
         return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
 
     async def _reload(self, request: web.Request) -> web.Response:

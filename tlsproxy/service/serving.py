@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, Final, Protocol
 
 from tlsproxy.admin import readiness
@@ -25,7 +24,7 @@ from tlsproxy.config.model import HttpProtocol
 from tlsproxy.errors import AuditUnavailable, OutOfDescriptors
 from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.metrics.prometheus import exposed
-from tlsproxy.proxy.core.connection_manager import ConnectionManager
+from tlsproxy.proxy.core.connection_manager import ConnectionManager, slices
 from tlsproxy.proxy.core.gateway import Gateway, Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.impairments import UPSTREAM_FAILURES
@@ -222,14 +221,17 @@ class Serving:
         """The traffic-dependent part of a status. ``subject`` is a part of the names of listed clients."""
         idle, busy, _ = self._upstreams.pool.counts
         now = time.monotonic()
+        live: list[dict[str, Any]] = []
+        for entries in slices(self._manager):
+            live += (entry.described(now) for entry in entries if entry.named(subject))
+            if len(live) >= MAX_CONNECTIONS:
+                break
+            await asyncio.sleep(0)
         return {
             "connections": {
                 "open": len(self._listeners.connections),
                 "draining": self._gateway.draining,
-                "live": [
-                    entry.described(now)
-                    for entry in islice((one for one in self._manager if one.named(subject)), MAX_CONNECTIONS)
-                ],
+                "live": live[:MAX_CONNECTIONS],
             },
             "tls": [
                 {

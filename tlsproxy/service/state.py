@@ -20,6 +20,7 @@ from tlsproxy.service.serving import Served
 from tlsproxy.snapshot.bundles import Bundles
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.threads import in_thread
 
 
 def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
@@ -30,6 +31,19 @@ def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
 def _rights(generation: Generation, role: str) -> str:
     """A role's rights as configured: `docs rw where tenant = "{cn}"`."""
     return f"{generation.policy.roles[role]}{confinement_text(generation.config.roles[role])}"
+
+
+def _facts(generation: Generation) -> dict[str, Any]:
+    """Members of a status that follow from a generation alone. Blocks for as long as thousands of roles take."""
+    material, policy = generation.material, generation.policy
+    return {
+        "unused": [str(problem) for problem in generation.unused],
+        "authorities": [asdict(authority) for authority in material.authorities],
+        "crls": [asdict(crl) for crl in material.crls],
+        "roles": {name: _rights(generation, name) for name in policy.roles},
+        "keys": {key.name: {"role": key.role or None, "rights": str(key.rights)} for key in policy.keys.keys},
+        "token_issuers": [issuer.name for issuer in generation.config.jwt_issuers],
+    }
 
 
 class Sharing(Protocol):
@@ -74,7 +88,7 @@ class ServiceState:
     async def status(self, subject: str) -> Mapping[str, Any]:
         figures = await self._served.figures(subject)
         generation = self._served.generation
-        keys = generation.policy.keys.keys
+        facts = await in_thread(_facts, generation)
         return {
             "version": tlsproxy.__version__,
             "readiness": (await self.ready()).as_json(),
@@ -84,23 +98,21 @@ class ServiceState:
                 "built_at": generation.built_at,
                 "included": generation.states.configuration.value.files,
                 "warnings": self._reloader.warnings(),
-                "unused": [str(problem) for problem in generation.unused],
+                "unused": facts.pop("unused"),
                 "restart_needed": generation.restart_needed,
             },
             "last_reload": self._reloader.status(),
             "certificate": asdict(generation.material.leaf),
-            "authorities": [asdict(authority) for authority in generation.material.authorities],
+            "authorities": facts.pop("authorities"),
             "lifetimes": [asdict(one) for one in self._reloader.lifetimes],
-            "crls": [asdict(crl) for crl in generation.material.crls],
+            "crls": facts.pop("crls"),
             "locks": self._locks.status(),
             **({} if self._shared is None else {"shared": self._shared.status()}),
             "key_sets": self._key_sets.status(generation.config),
             "bundle": self._bundles.status(),
             "clock": self._jumps.status(),
             "listeners": self._listeners,
-            "roles": {name: _rights(generation, name) for name in generation.policy.roles},
-            "keys": {key.name: {"role": key.role or None, "rights": str(key.rights)} for key in keys},
-            "token_issuers": [issuer.name for issuer in generation.config.jwt_issuers],
+            **facts,
             **figures,
             "decisions": dated(figures["decisions"], time.time() - time.monotonic()),
         }

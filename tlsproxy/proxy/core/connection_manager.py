@@ -38,6 +38,7 @@ from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.limits.addresses import network_of
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.threads import in_thread
 from tlsproxy.tls.negotiated import UNKNOWN, Negotiated
 
 T = TypeVar("T")
@@ -292,7 +293,7 @@ class ConnectionManager:
         connections = len(self._entries)
         if affects_nobody(present, candidate):
             return Consequences(connections)
-        outlook, altered = self._gateway.outlook(candidate), Altered.between(present, candidate)
+        outlook, altered = self._gateway.outlook(candidate), await in_thread(Altered.between, present, candidate)
         found: list[Affected] = []
         ended: list[Affected] = []
         clients: set[str] = set()

@@ -416,8 +416,8 @@ class Supervisor:
             "audit": {"queued": audit.queued, "written": audit.written, "dropped": audit.dropped},
         }
         answers = await self._gather("figures", subject=subject)
-        merged = merged_figures([own, *(orjson.loads(body) for _, body in answers)], MAX_CONNECTIONS)
-        return merged | {"workers": [slot.described() for slot in self._slots]}
+        found = await in_thread(_merged_answers, own, [body for _, body in answers])
+        return found | {"workers": [slot.described() for slot in self._slots]}
 
     async def cut(self, number: int) -> bool:
         for worker in self._serving():
@@ -462,3 +462,7 @@ class Supervisor:
             elif not isinstance(answer, WorkerLost):
                 _log.error("worker %d: %s", worker.number, answer)
         return bodies
+
+
+def _merged_answers(own: Mapping[str, Any], bodies: Sequence[bytes]) -> dict[str, Any]:
+    return merged_figures([own, *map(orjson.loads, bodies)], MAX_CONNECTIONS)
