@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -59,6 +60,13 @@ def half_a_request(sock: ssl.SSLSocket) -> None:
 
 def nothing(sock: ssl.SSLSocket) -> None:
     assert sock.version()
+
+
+def no_record(sock: ssl.SSLSocket) -> None:
+    rest(sock)
+    os.write(sock.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+    with pytest.raises(ssl.SSLError):
+        sock.recv(1)
 
 
 def parts() -> list[object]:
@@ -141,6 +149,7 @@ async def ended(
         pytest.param("rest", "admin", rest, id="rest"),
         pytest.param("rest", "admin", half_a_request, id="half-a-request"),
         pytest.param("rest", "admin", nothing, id="idle"),
+        pytest.param("rest", "admin", no_record, id="no-record"),
         pytest.param("grpc", "admin", grpc, id="grpc"),
         pytest.param("tcp", "admin", rest, id="tcp"),
         pytest.param("tcp", "ingest", nothing, id="tcp-refused"),

@@ -16,7 +16,6 @@ from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.qdrant.own_key import DENIED, DENIED_STATUSES, refuses_call, refuses_request
 from tlsproxy.qdrant.releases import version_in
 from tlsproxy.tls.client_context import ClientTls, ServerRefused, server_refused
-from tlsproxy.tls.verification import shake_hands
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, write
 from tlsproxy.wire.grpc import origin
@@ -43,6 +42,7 @@ class ProbeSocket:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._records: Records | None = None
+        self._behind = b""
         self._loop = asyncio.get_running_loop()
         self.heard = b""
 
@@ -54,21 +54,17 @@ class ProbeSocket:
         """Speak TLS from now on. Raises OSError, of which ServerRefused has a reason."""
         records = Records(tls.context, tls.server_name)
         size = 0
-        while True:
-            try:
-                shake_hands(records.tls, tls.expected.judge)
-                break
-            except ssl.SSLWantReadError:
-                await self._send(records.outgoing.read())
-            except ssl.SSLError as error:
-                await self._send(records.outgoing.read())
-                raise server_refused(error) from None
+        self._behind, done, answer = records.shake_hands(b"", tls.expected.judge)
+        while not done:
+            await self._send(answer)
             data = await self._loop.sock_recv(self._sock, LARGEST)
             size += len(data)
             if not data or size > MAX_HANDSHAKE:
                 raise ServerRefused("closed", "the server ended the connection during the handshake")
-            records.incoming.write(data)
-        await self._send(records.outgoing.read())
+            self._behind, done, answer = records.shake_hands(data, tls.expected.judge)
+        await self._send(answer)
+        if isinstance(done, ssl.SSLError):
+            raise server_refused(done)
         if refusal := tls.refusal(records.tls):
             raise refusal
         self._records = records
@@ -95,10 +91,11 @@ class ProbeSocket:
 
     async def _opened(self, records: Records) -> bytes:
         """Plaintext. An error without any is the server's refusal of our certificate (TLS 1.3)."""
-        data, received = b"", b""
-        ended: bool | ssl.SSLError = False
+        data, received, self._behind = b"", self._behind, b""
         while not data:
-            data, ended = records.opened(received)
+            data, ended, answer = records.opened(received)
+            if answer:
+                await self._send(answer)
             if isinstance(ended, ssl.SSLError) and not data:
                 raise server_refused(ended) if not self.heard else OSError(str(ended))
             if ended and not data:
@@ -110,9 +107,8 @@ class ProbeSocket:
     def close(self) -> None:
         """Over TLS it ends well, by a close_notify: servers log other ends."""
         if self._records is not None:
-            self._records.say_goodbye()
             with suppress(OSError):
-                self._sock.send(self._records.outgoing.read())
+                self._sock.send(self._records.goodbye())
         self._sock.close()
 
 

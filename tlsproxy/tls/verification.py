@@ -93,15 +93,22 @@ def shake_hands(tls: ssl.SSLObject, judge: Judge) -> None:
     try:
         tls.do_handshake()
     except ssl.SSLCertVerificationError as error:
-        if _now.failure is not None:
-            raise _now.failure from None
-        if _now.refusal:
-            raise ChainRefused(_now.refusal) from None
-        if _now.code:
-            raise Unverified(_now.code, _text(_now.code).decode(), _now.authority) from None
-        raise Unverified(error.verify_code, error.verify_message, b"") from None
+        failure = _failure(error)
+    else:
+        return
     finally:
         _now.judge = _now.failure = None
+    raise failure  # here it has no context
+
+
+def _failure(error: ssl.SSLCertVerificationError) -> BaseException:
+    if _now.failure is not None:
+        return _now.failure
+    if _now.refusal:
+        return ChainRefused(_now.refusal)
+    if _now.code:
+        return Unverified(_now.code, _text(_now.code).decode(), _now.authority)
+    return Unverified(error.verify_code, error.verify_message, b"")
 
 
 def judge_peers(context: ssl.SSLContext) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import socket
-import ssl
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -17,7 +16,6 @@ from tlsproxy.proxy.transport.records import MAX_HANDSHAKE, Records
 from tlsproxy.proxy.transport.stream import HIGH_WATER, LOW_WATER, Stream, StreamHandler
 from tlsproxy.tls.client_context import ClientTls, ServerRefused, server_refused
 from tlsproxy.tls.negotiated import Negotiated, negotiated
-from tlsproxy.tls.verification import shake_hands
 from tlsproxy.wire.content_coding import Content
 
 STAGGER: Final = 0.25
@@ -225,29 +223,31 @@ class DialledTlsStream(DialledStream):
 
     def _begin(self) -> None:
         self.resume_reading()
-        self._handshake()
+        self._handshake(b"")
 
-    def _handshake(self) -> None:
-        try:
-            shake_hands(self._records.tls, self._judge)
-        except ssl.SSLWantReadError:
-            self._flush()
-            if self._received > MAX_HANDSHAKE:
-                self.abort(ServerRefused("handshake_too_large", f"{self._received} bytes without an end"))
+    def _handshake(self, data: bytes) -> None:
+        self._received += len(data)
+        rest, done, answer = self._records.shake_hands(data, self._judge)
+        if done is True:
+            self._stand(rest, answer)
             return
-        except ssl.SSLError as error:
-            self._flush()  # the alert
-            self.abort(server_refused(error))
-            return
+        self._flush(answer)
+        if done:
+            self.abort(server_refused(done))
+        elif self._received > MAX_HANDSHAKE:
+            self.abort(ServerRefused("handshake_too_large", f"{self._received} bytes without an end"))
+
+    def _stand(self, rest: bytes, answer: bytes) -> None:
+        """The handshake is done; ``rest`` came behind it."""
         if refusal := self._way.refusal(self._records.tls):
             self.abort(refusal)
             return
         self.established = True
-        self._flush()
+        self._flush(answer)
         self._tell_connected()
         self._send_early()
-        if self._records.incoming.pending and not self.closed and not self._closing:
-            self._take(b"")
+        if rest and not self.closed and not self._closing:
+            self._take(rest)
 
     def _judge(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> str:
         self.anchor = verified[-1]
@@ -267,15 +267,12 @@ class DialledTlsStream(DialledStream):
             self.tell(self.handler.resume_writing)
 
     def _take(self, data: bytes) -> None:
-        records = self._records
         if not self.established:
-            self._received += len(data)
-            records.incoming.write(data)
-            self._handshake()
+            self._handshake(data)
             return
-        data, ended = records.opened(data)
-        if records.outgoing.pending:  # a key update, an alert
-            self._flush()
+        data, ended, answer = self._records.opened(data)
+        if answer:
+            self._flush(answer)
         if data:
             self._answered = True
             self.handler.data_received(data)
@@ -311,20 +308,18 @@ class DialledTlsStream(DialledStream):
                 self.stalled = True
                 self.handler.pause_writing()
 
-    def _flush(self) -> None:
-        if self._records.outgoing.pending and not self.closed:
-            self._send(self._records.outgoing.read())
+    def _flush(self, answer: bytes) -> None:
+        if answer and not self.closed:
+            self._send(answer)
 
     def shut(self) -> None:
         if self.established and not (self.closed or self._closing or self._shutting):
-            self._records.say_goodbye()
-            self._flush()
+            self._flush(self._records.goodbye())
         super().shut()
 
     def close(self, linger: float) -> None:
         if self.established and not (self.closed or self._closing):
-            self._records.say_goodbye()
-            self._flush()
+            self._flush(self._records.goodbye())
         super().close(linger)
 
 

@@ -1,102 +1,107 @@
 """TLS records of one connection, either side: an SSLObject between two memory BIOs.
 
-Records are read greedily and written once for each direction. Received data is decrypted to its end at once, even if
-the handler pauses reading meanwhile: no socket event would announce data that is left in a BIO.
+All connections of a thread share one pair of BIOs, which is empty before and after each call here: a BIO keeps the size
+of the most that it ever held, 4 KiB after a handshake and 44 after a large body. Records are read greedily and written
+once for each direction. Received data is decrypted to its end at once, even if the handler pauses reading meanwhile: no
+socket event would announce data that is left in a BIO.
 """
 
 from __future__ import annotations
 
 import ssl
+import threading
 from contextlib import suppress
 from typing import Final
 
+from tlsproxy.tls.verification import Judge, shake_hands
 from tlsproxy.wire.content_coding import Content
 
 RECORD: Final = 16_384
 """Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
-FED: Final = 24_576
-"""Bytes of ciphertext given to a BIO at a time, a record and a half: a BIO never shrinks again."""
+SEALED: Final = 131_072
+"""Bytes of plaintext that are encrypted at a time, at most: more than one receipt has."""
 MAX_HANDSHAKE: Final = 131_072
 """Bytes from a peer before the handshake is done, at most: room for a long chain, not for a flood."""
 
+_thread: Final = threading.local()
+
+
+def _bios() -> tuple[ssl.MemoryBIO, ssl.MemoryBIO]:
+    """The thread's pair: encrypted bytes as they are received, and as they are to be sent."""
+    try:
+        bios: tuple[ssl.MemoryBIO, ssl.MemoryBIO] = _thread.bios
+    except AttributeError:
+        _thread.bios = bios = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return bios
+
 
 class Records:
-    """``incoming`` and ``outgoing`` hold encrypted bytes, as they are received and as they are to be sent."""
+    """Used by the thread that made it. Each method returns, last, the bytes that are to be sent for it.
 
-    __slots__ = ("incoming", "outgoing", "tls")
+    Errors are returned without their traceback: its frames have the connection, which would be a reference cycle.
+    """
+
+    __slots__ = ("_incoming", "_outgoing", "tls")
 
     def __init__(self, context: ssl.SSLContext, server_name: str | None = None) -> None:
         """``server_name``: of the server, on the client's side; without it this is the server's side."""
-        self.incoming = ssl.MemoryBIO()
-        self.outgoing = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(
-            self.incoming, self.outgoing, server_side=server_name is None, server_hostname=server_name
-        )
+        self._incoming, self._outgoing = incoming, outgoing = _bios()
+        self.tls = context.wrap_bio(incoming, outgoing, server_side=server_name is None, server_hostname=server_name)
 
-    def opened(self, data: bytes) -> tuple[bytes, bool | ssl.SSLError]:
-        """Plaintext of all received data, and True, or the error, where the stream ended."""
-        incoming = self.incoming
-        rest: bytes | memoryview = b""
-        if len(data) <= FED:
-            incoming.write(data)
-        else:
-            rest = memoryview(data)[FED:]
-            incoming.write(memoryview(data)[:FED])
+    def shake_hands(self, data: bytes, judge: Judge) -> tuple[bytes, bool | ssl.SSLError, bytes]:
+        """One step of the handshake: received bytes behind its end, and whether it is done, or its error.
+
+        An error of the judge is raised.
+        """
+        incoming, outgoing = self._incoming, self._outgoing
         try:
-            data = self.tls.read(RECORD)
+            incoming.write(data)
+            shake_hands(self.tls, judge)
+            return incoming.read(), True, outgoing.read()
         except ssl.SSLWantReadError:
-            return self._following(b"", rest) if rest else (b"", False)
-        except ssl.SSLZeroReturnError:  # a close_notify after ours; without ours nothing is raised
-            return b"", True
+            return b"", False, outgoing.read()
         except ssl.SSLError as error:
-            return b"", error
-        if not data:
-            return b"", True
-        return self._following(data, rest) if rest or incoming.pending else (data, False)
+            return b"", error.with_traceback(None), outgoing.read()
+        finally:
+            incoming.read()
+            outgoing.read()
 
-    def _following(self, data: bytes, rest: bytes | memoryview) -> tuple[bytes, bool | ssl.SSLError]:
-        """Reads the records behind the first one, whose plaintext is ``data``."""
-        read, incoming = self.tls.read, self.incoming
-        records = [data]
-        ended: bool | ssl.SSLError = False
-        while not ended:
-            if rest and incoming.pending <= FED:
-                incoming.write(rest[:FED])
-                rest = rest[FED:]
-            if not incoming.pending:
-                break
-            try:
+    def opened(self, data: bytes) -> tuple[bytes, bool | ssl.SSLError, bytes]:
+        """Plaintext of all received data, and True, or the error, where the stream ended."""
+        incoming, outgoing, read = self._incoming, self._outgoing, self.tls.read
+        records: list[bytes] = []
+        ended = False
+        try:
+            incoming.write(data)
+            while incoming.pending and not ended:
                 data = read(RECORD)
-            except ssl.SSLWantReadError:
-                if not rest:
-                    break
-                incoming.write(rest[:FED])
-                rest = rest[FED:]
-                continue
-            except ssl.SSLZeroReturnError:
-                ended = True
-                break
-            except ssl.SSLError as error:
-                ended = error
-                break
-            records.append(data)
-            ended = not data
-        return b"".join(records), ended
+                records.append(data)
+                ended = not data
+            return b"".join(records), ended, outgoing.read()
+        except ssl.SSLWantReadError:
+            return b"".join(records), False, outgoing.read()
+        except ssl.SSLZeroReturnError:  # a close_notify after ours; without ours nothing is raised
+            return b"".join(records), True, outgoing.read()
+        except ssl.SSLError as error:
+            return b"".join(records), error.with_traceback(None), outgoing.read()
+        finally:
+            incoming.read()
+            outgoing.read()
 
     def sealed(self, data: Content | memoryview) -> bytes:
         """The data encrypted."""
-        write, read, size = self.tls.write, self.outgoing.read, len(data)
-        if size <= RECORD:
-            write(data)
-            return read()
-        view, sealed = memoryview(data), []
-        for start in range(0, size, RECORD):  # one at a time: the BIO keeps the size of the largest
-            write(view[start : start + RECORD])
-            sealed.append(read())
-        return b"".join(sealed)
+        if len(data) > SEALED:
+            view = memoryview(data)
+            return b"".join([self.sealed(view[at : at + SEALED]) for at in range(0, len(data), SEALED)])
+        try:
+            self.tls.write(data)
+            return self._outgoing.read()
+        finally:
+            self._outgoing.read()
 
-    def say_goodbye(self) -> None:
-        """Write a close_notify, which tells an end from a cut (RFC 8446 §6.1)."""
+    def goodbye(self) -> bytes:
+        """A close_notify, which tells an end from a cut (RFC 8446 §6.1)."""
         # Ours is written first; the error says that theirs is not here yet, or that data precedes it.
         with suppress(ssl.SSLError):
             self.tls.unwrap()
+        return self._outgoing.read()

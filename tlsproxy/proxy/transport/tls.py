@@ -17,7 +17,7 @@ from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.records import MAX_HANDSHAKE, Records
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.tls.trust import REFUSALS
-from tlsproxy.tls.verification import ChainRefused, Unverified, shake_hands
+from tlsproxy.tls.verification import ChainRefused, Unverified
 from tlsproxy.tls.verify_errors import described
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.content_coding import Content
@@ -98,32 +98,28 @@ class TlsStream(Stream):
         """Whether the client has sent nothing at all."""
         return not (self._received or self._clear)
 
-    def _handshake(self, handler: TlsHandler) -> None:
-        try:
-            shake_hands(self._records.tls, handler.certificate_verified)
-        except ssl.SSLWantReadError:
-            self._flush()
-            if self._received > MAX_HANDSHAKE:
-                self._fail(handler, "handshake_too_large", f"{self._received} bytes")
+    def _handshake(self, handler: TlsHandler, data: bytes) -> None:
+        self._received += len(data)
+        rest, done, answer = self._records.shake_hands(data, handler.certificate_verified)
+        if done is True:
+            self._handshaking = None
+            self._flush(answer)
+            self.tell(handler.handshake_done, self._records.tls)
+            if rest and not self.closed and not self._closing:
+                self._take(rest)
             return
-        except ssl.SSLError as error:
-            self._flush()  # the alert
-            self._fail(handler, *handshake_failure(error))
-            return
-        self._handshaking = None
-        self._flush()
-        self.tell(handler.handshake_done, self._records.tls)
-        if self._records.incoming.pending and not self.closed and not self._closing:
-            self._take(b"")
+        self._flush(answer)
+        if done:
+            self._fail(handler, *handshake_failure(done))
+        elif self._received > MAX_HANDSHAKE:
+            self._fail(handler, "handshake_too_large", f"{self._received} bytes")
 
     def _greeted(self, handler: TlsHandler, data: bytes) -> None:
         """Takes bytes from before the handshake's end."""
         if self._clear or (not self._received and data[0] in CLEAR):
             data = self._in_clear(handler, data)
         if data:
-            self._received += len(data)
-            self._records.incoming.write(data)
-            self._handshake(handler)
+            self._handshake(handler, data)
 
     def _in_clear(self, handler: TlsHandler, data: bytes) -> bytes:
         """Answers HTTP without TLS in its own form. Returns other bytes once they are known, for OpenSSL to refuse."""
@@ -151,10 +147,9 @@ class TlsStream(Stream):
         if self._handshaking is not None:
             self._greeted(self._handshaking, data)
             return
-        records = self._records
-        data, ended = records.opened(data)
-        if records.outgoing.pending:  # a key update, an alert
-            self._flush()
+        data, ended, answer = self._records.opened(data)
+        if answer:
+            self._flush(answer)
         if data:
             self.handler.data_received(data)
         if ended:
@@ -186,9 +181,9 @@ class TlsStream(Stream):
             self._close_notify()
             super().shut()
 
-    def _flush(self) -> None:
-        if self._records.outgoing.pending and not self.closed:
-            self._send(self._records.outgoing.read())
+    def _flush(self, answer: bytes) -> None:
+        if answer and not self.closed:
+            self._send(answer)
 
     def close(self, linger: float) -> None:
         if self.closed or self._closing:
@@ -198,8 +193,7 @@ class TlsStream(Stream):
         super().close(linger)
 
     def _close_notify(self) -> None:
-        self._records.say_goodbye()
-        self._flush()
+        self._flush(self._records.goodbye())
 
     def _write_failed(self, error: OSError) -> None:
         self.abort(error)
