@@ -236,7 +236,8 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
         for port in range(5):
             bench.manager.leave(bench.connect(alice, "tcp", f"::1:{port}"))
         assert len(bench.manager._visitors._visits) == 2
-        monkeypatch.setattr(impact_analysis, "RECENT", -1.0)
+        later = time.monotonic() + impact_analysis.RECENT + 1
+        monkeypatch.setattr(time, "monotonic", lambda: later)
         assert bench.manager._visitors.absent([]) == []
         bench.manager.close()
 
