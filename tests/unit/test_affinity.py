@@ -27,7 +27,7 @@ from tlsproxy.wire.http1 import RequestHead
 
 KEY = b"k" * 32
 ALICE = Identity(subject="CN=alice", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="alice")
-HEAD = RequestHead("GET", "/collections", ((b"host", b"h"),), b"h", 0, close=False, expects_continue=False)
+HEAD = RequestHead("GET", "/collections", ((b"host", b"h"),), b"h", 0, frozenset(), expects_continue=False)
 CALL = CallHead("/qdrant.Points/Search", (), b"h")
 
 

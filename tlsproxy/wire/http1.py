@@ -32,11 +32,13 @@ _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-# gRPC's binary metadata has names that end in -bin. Fields of the last two lines are set by the gateway alone.
+_DROPPED = _HOP_BY_HOP | {b"host"}
+# gRPC's binary metadata has names that end in -bin. Fields of the last two lines are set by the gateway alone. CGI-like
+# servers map `api_key` and `api-key` to one variable.
 _IDENTITY = re.compile(
     rb"(?:api-key|authorization|forwarded|x-real-ip)(?:-bin)?"
     rb"|proxy-auth.*|x-forwarded(-.*)?|x-client-cert.*|x-ssl-.*|x-tlsproxy-.*"
-    rb"|(?:x-request-id|traceparent|tracestate)(?:-bin)?"
+    rb"|(?:x-request-id|traceparent|tracestate)(?:-bin)?".replace(b"-", rb"[-_.]")
 )
 # Fields that decide on framing, routing or identity: two values are two readings.
 _ONCE = frozenset(
@@ -49,8 +51,8 @@ _KEPT_BY_CONNECTION = frozenset((b"host", b"content-length", b"content-type", b"
 class RequestHead:
     """A parsed request head. Field names are lower case; values are stripped of white space.
 
-    ``length`` is the body's size in bytes, 0 for none, ``CHUNKED`` for a chunked one. ``close``: the client wants the
-    connection closed after the response.
+    ``length`` is the body's size in bytes, 0 for none, ``CHUNKED`` for a chunked one. ``options`` are those of
+    Connection, which also name hop-by-hop fields (RFC 9110 §7.6.1).
     """
 
     method: str
@@ -58,8 +60,13 @@ class RequestHead:
     fields: tuple[tuple[bytes, bytes], ...]
     host: bytes
     length: int
-    close: bool
+    options: frozenset[bytes]
     expects_continue: bool
+
+    @property
+    def close(self) -> bool:
+        """Whether the client wants the connection closed after the response."""
+        return b"close" in self.options
 
     def value(self, name: bytes) -> str | None:
         """The first value of a field as text, None where it is absent. Fields of ``_ONCE`` have no second one."""
@@ -87,9 +94,9 @@ def is_identity(name: bytes) -> bool:
     """Whether a field of this lower-case name carries identity or credentials, which are never forwarded from a client,
     or is set by the gateway itself.
 
-    ``_`` and ``.`` count as ``-``: CGI-like servers map `api_key` and `api-key` to one variable.
+    ``_`` and ``.`` count as ``-``.
     """
-    return _IDENTITY.fullmatch(name.replace(b"_", b"-").replace(b".", b"-")) is not None
+    return _IDENTITY.fullmatch(name) is not None
 
 
 def has_bare_lf(data: bytes, start: int = 0) -> bool:
@@ -125,7 +132,7 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
         fields=fields,
         host=host,
         length=_body_length(once),
-        close=b"close" in _options(fields),
+        options=_options(fields),
         expects_continue=expect is not None,
     )
 
@@ -162,7 +169,7 @@ def _body_length(once: dict[bytes, bytes]) -> int:
 
 
 def _options(fields: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
-    """The connection options (RFC 9110 §7.6.1), which also name the hop-by-hop fields."""
+    """The connection options."""
     options = frozenset(
         option.strip(b" \t").lower() for name, value in fields if name == b"connection" for option in value.split(b",")
     )
@@ -184,7 +191,7 @@ def restate_request(
     ``target`` is the canonical one that was decided on, ``more`` are fields of the gateway's. Hop-by-hop fields, fields
     that Connection names, and all that carry identity or credentials are removed (RFC 9110 §7.6.1).
     """
-    dropped = _HOP_BY_HOP | _options(head.fields) | {b"host"}
+    dropped = _DROPPED | head.options if head.options else _DROPPED
     lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target.encode()), b"host: " + upstream_host]
     lines += [b"%b: %b" % field for field in head.fields if field[0] not in dropped and not is_identity(field[0])]
     lines += [b"%b: %b" % field for field in more]
