@@ -18,7 +18,8 @@ from support.grpc_upstream import GrpcUpstream
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
-settings.register_profile("brief", deadline=None, max_examples=25, derandomize=bool(os.environ.get("CI")))
+# As many as for the mutants, which they kill; the fuzz form has the many.
+settings.register_profile("brief", deadline=None, max_examples=15, derandomize=bool(os.environ.get("CI")))
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
 # That a mutant fails is enough: nobody reads its smallest example.
 _UNSHRUNK = (Phase.explicit, Phase.generate)
@@ -56,8 +57,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each core: most of an end-to-end test is waiting for another process."""
-    return 2 * len(os.sched_getaffinity(0))
+    """Three for each core: most of an end-to-end test is waiting for another process."""
+    return 3 * len(os.sched_getaffinity(0))
 
 
 @pytest.hookimpl(wrapper=True)

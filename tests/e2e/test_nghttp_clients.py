@@ -17,7 +17,7 @@ from support.site import Site
 
 UPSERT = "/qdrant.Points/Upsert"
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
-MANY = 1000
+MANY = 400
 
 
 def body_file(directory: Path, content: bytes) -> str:

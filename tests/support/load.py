@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from support.gateway import DEADLINE
 
 CLIENTS = 4
-PAUSE = 0.005
+PAUSE = 0.02
 """Seconds between two requests of a client: what matters is that there always is one, not how many there are."""
 
 Ask = Callable[[], str]

@@ -45,7 +45,7 @@ def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
     st.sampled_from(LEAVES),
     st.lists(st.sampled_from(POOL), max_size=4, unique=True),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_anchor_is_openssls(
     generation: Generation, tmp_path: Path, trusted: list[Authority], leaf: Issued, sent: list[Authority]
 ) -> None:

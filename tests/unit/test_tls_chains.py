@@ -177,7 +177,7 @@ def known(oracle: Oracle, issuer: str, sent: list[x509.Certificate]) -> Chain:
 
 
 @given(st.sampled_from(sorted(ISSUERS)), some(SENT), some(TRUSTED, least=1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_after_the_cas_have_changed_the_verdict_is_that_of_a_new_handshake(
     oracle: Oracle, issuer: str, sent: list[x509.Certificate], after: list[x509.Certificate]
 ) -> None:
@@ -198,7 +198,7 @@ def test_after_the_cas_have_changed_the_verdict_is_that_of_a_new_handshake(
     st.lists(st.sampled_from("RMN"), max_size=1),
     st.sampled_from([(-1, 9), (-1, 9), EXPIRED, EARLY]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_crls_refuse_whom_openssl_refuses_by_them(
     oracle: Oracle, issuer: str, with_crls: list[str], revoked: list[str], days: tuple[float, float]
 ) -> None:
@@ -213,7 +213,7 @@ def test_the_crls_refuse_whom_openssl_refuses_by_them(
 
 
 @given(st.sampled_from(sorted(ISSUERS)), some(SENT), some(TRUSTED), st.floats(-4, 11), st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_until_the_next_change_time_alone_changes_nothing(
     oracle: Oracle, issuer: str, sent: list[x509.Certificate], after: list[x509.Certificate], days: float, share: float
 ) -> None:

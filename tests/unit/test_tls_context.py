@@ -157,7 +157,7 @@ def test_trial_handshakes_take_no_memory(made: SnapshotSite) -> None:
     levels = []
     for _ in range(4):
         levels.append(resident())
-        for _ in range(40):
+        for _ in range(20):
             self_handshake(material, alpn=ALPN)
     # Python takes memory by the MiB, so once, now or then.
     assert min(after - before for before, after in pairwise(levels)) < 128
