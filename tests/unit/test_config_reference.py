@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from pydantic_core import PydanticUndefined
+from support.rows import rows
 
 from tlsproxy.config.callers import CaConstraint, JwtIssuer, Match, NamedKey, Section
 from tlsproxy.config.descriptions import descriptions
@@ -26,7 +27,7 @@ EXAMPLES = {("tls", "cert"), ("tls", "key"), ("tls", "ca_cert"), ("bundle", "url
 """Keys without a default that one could use as it is."""
 
 
-@pytest.fixture(scope="module")
+@cache
 def tree() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(REFERENCE.read_text())
     return content
@@ -61,18 +62,19 @@ def test_it_loads() -> None:
     assert loaded.warnings == ()
 
 
-def test_it_names_every_section_and_key(tree: dict[str, Any]) -> None:
-    assert tree.keys() == Config.model_fields.keys()
+def test_it_names_every_section_and_key() -> None:
+    shown = tree()
+    assert shown.keys() == Config.model_fields.keys()
     for name, model in sections():
-        assert tree[name].keys() == model.model_fields.keys(), name
-    assert tree["identities"][0].keys() == IdentityRule.model_fields.keys()
-    assert tree["identities"][0]["match"].keys() == Match.model_fields.keys()
-    assert tree["listeners"][0].keys() == ListenerConfig.model_fields.keys()
-    assert tree["keys"][0].keys() == NamedKey.model_fields.keys()
-    assert tree["jwt_issuers"][0].keys() == JwtIssuer.model_fields.keys()
-    assert tree["roles"]["admin"].keys() == Role.model_fields.keys()
-    assert tree["roles"]["admin"]["limits"].keys() == RoleLimits.model_fields.keys()
-    assert tree["roles"]["ingest"]["access"][0].keys() == CollectionGrant.model_fields.keys()
+        assert shown[name].keys() == model.model_fields.keys(), name
+    assert shown["identities"][0].keys() == IdentityRule.model_fields.keys()
+    assert shown["identities"][0]["match"].keys() == Match.model_fields.keys()
+    assert shown["listeners"][0].keys() == ListenerConfig.model_fields.keys()
+    assert shown["keys"][0].keys() == NamedKey.model_fields.keys()
+    assert shown["jwt_issuers"][0].keys() == JwtIssuer.model_fields.keys()
+    assert shown["roles"]["admin"].keys() == Role.model_fields.keys()
+    assert shown["roles"]["admin"]["limits"].keys() == RoleLimits.model_fields.keys()
+    assert shown["roles"]["ingest"]["access"][0].keys() == CollectionGrant.model_fields.keys()
 
 
 def defaults() -> Iterator[tuple[str, str, object]]:
@@ -82,10 +84,10 @@ def defaults() -> Iterator[tuple[str, str, object]]:
                 yield section, key, field.default
 
 
-@pytest.mark.parametrize(("section", "key", "default"), list(defaults()))
-def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, default: object) -> None:
+@rows("section, key, default", list(defaults()))
+def test_it_shows_the_default(section: str, key: str, default: object) -> None:
     assert default is not PydanticUndefined
-    shown = tree[section][key]
+    shown = tree()[section][key]
     if isinstance(default, Path):
         assert Path(shown) == default
     elif isinstance(default, Section):

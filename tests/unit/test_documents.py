@@ -14,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from support.documented import described, metrics
+from support.rows import rows
 
 from bench.__main__ import main as bench
 from tlsproxy.cli import main as tlsproxy
@@ -35,7 +36,7 @@ PAGES = [
     ROOT / "certs" / "README.md",
 ]
 FOLDERS = "tests|tlsproxy|docs|observability|config|systemd|bench|certs"
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+pages = rows("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 @cache
@@ -125,7 +126,7 @@ BASE: dict[str, Any] = {
 }
 
 
-@pages
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_configurations_are_good(page: Path, tmp_path: Path) -> None:
     """Each part of one, in a whole: with a certificate, and with the roles that pages speak of."""
     for block in blocks(page, "yaml"):
@@ -208,7 +209,7 @@ TROUBLES = ROOT / "docs" / "troubleshooting.md"
 SECTIONS = ("serving", "answers", "certificates", "doors", "daily work")
 
 
-def rows(page: Path) -> Iterator[list[str]]:
+def table_rows(page: Path) -> Iterator[list[str]]:
     """The cells of the rows of all tables, without heads."""
     for line in prose(page).splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -218,7 +219,7 @@ def rows(page: Path) -> Iterator[list[str]]:
 
 def test_each_trouble_is_a_test() -> None:
     """Rows of symptoms have no empty cell, name their test, and stand by section."""
-    found = [cells for cells in rows(TROUBLES) if cells[0] in SECTIONS]
+    found = [cells for cells in table_rows(TROUBLES) if cells[0] in SECTIONS]
     assert len(found) > 40
     assert [cells[0] for cells in found] == sorted((cells[0] for cells in found), key=SECTIONS.index)
     for cells in found:
@@ -231,7 +232,7 @@ def test_each_trouble_is_a_test() -> None:
 
 
 def test_each_symptom_has_its_cells() -> None:
-    for cells in rows(TROUBLES):
+    for cells in table_rows(TROUBLES):
         assert cells[0] in SECTIONS or (len(cells) == 3 and cells[0] and cells[1:] != ["", ""]), cells
 
 

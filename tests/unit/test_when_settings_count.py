@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Final, Union, get_args, get_origin
 
-import pytest
+from support.rows import rows
 
 from tlsproxy.config.callers import Section
 from tlsproxy.config.model import Config, ListenerConfig
@@ -125,7 +125,7 @@ def changed(section: str, name: str) -> Config:
     return CONFIG.model_copy(update={section: value.model_copy(update={name: other})})
 
 
-@pytest.mark.parametrize(("section", "name"), list(settings()))
+@rows("section, name", list(settings()))
 def test_each_setting(section: str, name: str) -> None:
     (group,) = groups(section, name)
     needed = restart_needed(changed(section, name), CONFIG)
