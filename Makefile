@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz providers mutants bench bench-quick bench-scale bench-compiled bench-instructions install uninstall reference golden format clean
+.PHONY: test lint types layers pytest demo soak fuzz providers mutants bench bench-quick bench-scale bench-compiled bench-debian13 bench-instructions install uninstall reference golden format clean
 
 # Types are checked beside the first tests.
 test: .venv/installed-test
@@ -71,6 +71,10 @@ bench-scale: bench-compiled
 # What it measures, as it ships: minutes, once for each state of the sources.
 bench-compiled: .venv/installed-demo
 	$(BIN)/python -m bench compile
+
+# The bench, and the test of the hybrid key exchange, on Debian 13 in a folder; as root, with debootstrap.
+bench-debian13:
+	sh bench/debian13.sh bench-data make pytest bench PYTEST_ARGS=tests/e2e/test_hybrid_key_exchange.py BENCH_ARGS="$(BENCH_ARGS)"
 
 # Instructions of a workload's request, by function; needs valgrind. The same on a busy machine.
 bench-instructions: .venv/installed-demo

@@ -110,7 +110,7 @@ def _able(
 
 def _refusal(generator: Generator, contender: Running, workload: Workload) -> str:
     try:
-        return generator.measure(contender, replace(workload, connections=1, seconds=0)).error
+        return generator.send(contender, replace(workload, connections=1), requests=1).error
     except BenchError as error:
         return str(error)
 

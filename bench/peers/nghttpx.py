@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
+
 from bench.peers.peer import Peer, Place, Program, debian
+
+# Its default has no hybrid group, where OpenSSL, which is the system's as Python's is, has one.
+_GROUPS = ["--ecdh-curves=X25519MLKEM768:X25519:P-256"] if ssl.OPENSSL_VERSION_INFO >= (3, 5) else []
 
 
 def _command(program: Program, place: Place) -> list[str]:
@@ -20,6 +25,7 @@ def _command(program: Program, place: Place) -> list[str]:
         "--frontend-keep-alive-timeout=3600",
         "--frontend-read-timeout=3600",
         f"--workers={place.workers}",
+        *_GROUPS,
         "--no-ocsp",  # nobody else staples, and the script that fetches would be measured with it
         "--log-level=ERROR",
         f"--accesslog-file={place.directory}/access.log",
