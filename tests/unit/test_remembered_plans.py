@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from tlsproxy.proxy.decision.call_plan import CallPlans
 from tlsproxy.proxy.decision.request_plan import Plan, Plans, Unread
 from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.qdrant.scoring import FactsNeeded
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.cooperative import at_once
 
@@ -153,6 +155,59 @@ def test_what_was_asked_before_changes_no_plan(
         asked_head = written(*request)
         fresh = Plans(generation, quotas).make(principal, asked_head, NOW)
         assert comparable(plans.make(principal, asked_head, NOW)) == comparable(fresh)
+
+
+BODIES = [b"{}", b'{"lookup_from":{"collection":"docs"}}', b'{"lookup_from":{"collection":"other"}}', b"[]", b"{"]
+BODIES += [b'{"prefetch":[{"lookup_from":{"collection":"other"}}]}', b'{"query":[%b]}' % b",".join([b"0.5"] * 200)]
+searches = st.tuples(
+    st.sampled_from(
+        ["docs/points/query", "docs/points/query?timeout=3", "docs/points/recommend", "other/points/query"]
+    ),
+    st.sampled_from([KEYS["limited"], KEYS["tenant"]]),
+    st.sampled_from(BODIES),
+)
+
+
+@pytest.fixture(scope="module")
+def limited_twice(site: Site) -> Generation:
+    """Two callers whose bodies are read for names alone, one with more collections."""
+    more = [{"collection": name, "access": "r"} for name in ("docs", "other")]
+    return relay_generation(site, ROLES | {"tenant": {"access": more}})
+
+
+def read(plans: Plans, principal: Principal, search: tuple[str, str, bytes]) -> Any:
+    """The outcome of a search, by head and body."""
+    target, key, body = search
+    head = written("POST", f"/collections/{target}", key, [f"content-length: {len(body)}"])
+    plan = plans.make(principal, head, NOW)
+    if not isinstance(plan.route, Unread):
+        return plan
+    try:
+        return at_once(plans.reading(plan.route, body))
+    except FactsNeeded as needed:
+        return type(needed)
+
+
+@pytest.mark.fuzz
+@given(st.lists(searches, min_size=2, max_size=20))
+def test_what_was_read_before_changes_no_plan(
+    limited_twice: Generation, quotas: Quotas, several: list[tuple[str, str, bytes]]
+) -> None:
+    plans, principal = Plans(limited_twice, quotas), limited_twice.principal_of(None)
+    for search in several:
+        assert read(plans, principal, search) == read(Plans(limited_twice, quotas), principal, search)
+
+
+def test_bodies_that_name_the_same_are_decided_once_whatever_their_length(
+    generation: Generation, quotas: Quotas, principal: Principal
+) -> None:
+    plans = Plans(generation, quotas)
+    bodies = [b'{"query":[%b]}' % b",".join([number] * 200) for number in (b"0.5", b"0.25")]
+    searches = [("docs/points/query", KEYS["limited"], body) for body in bodies]
+    (first, _), (second, content) = (read(plans, principal, search) for search in searches)
+    assert second.body_facts is first.body_facts is not None
+    assert content == bodies[1]
+    assert b"\r\ncontent-length: %d\r\n" % len(bodies[1]) in second.upstream
 
 
 def test_heads_that_differ_in_nothing_that_decides_are_decided_once(

@@ -80,6 +80,8 @@ class RequestHead:
 
     def with_length(self, size: int) -> RequestHead:
         """The same request with a body that was received whole: a length instead of chunks, and no Expect."""
+        if size and size == self.length and not self.expects_continue:
+            return self
         head = self.without(b"content-length", b"expect")
         fields = (*head.fields, (b"content-length", b"%d" % size))
         return replace(head, fields=fields, length=size, expects_continue=False)

@@ -84,12 +84,11 @@ def upstream_block(tracing: Tracing) -> bytes:
 
 def tracing_from_head(head: bytes) -> tuple[bytes, Tracing]:
     """(an HTTP/1 head without its tracing fields, their content)."""
-    if _LINE.search(head) is None:
+    parts = _LINE.split(head)  # what is between, a name and a value in turn
+    if not 1 < len(parts) <= 3 * MAX_LINES + 1:
         return head, NO_TRACING
-    lines = _LINE.findall(head)
-    if len(lines) > MAX_LINES:
-        return head, NO_TRACING
-    return _LINE.sub(b"", head), _parsed([(name.lower(), value.strip(b" \t")) for name, value in lines])
+    fields = [(name.lower(), value.strip(b" \t")) for name, value in zip(parts[1::3], parts[2::3], strict=True)]
+    return b"".join(parts[::3]), _parsed(fields)
 
 
 def tracing_from_fields(fields: Fields) -> tuple[Fields, Tracing]:

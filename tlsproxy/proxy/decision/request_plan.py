@@ -28,7 +28,7 @@ from tlsproxy.proxy.decision.attribution import caller_of, error_of, prepared, r
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.decision.rulings import UNLIMITED, Ruling, Rulings
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
-from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI
+from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest_decision import (
     BEYOND_POLICY,
     GRPC_OVER_HTTP_1,
@@ -56,8 +56,9 @@ from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
 
 MEMO_PLANS: Final = 2048
 MEMO_REFUSALS: Final = 512
+MEMO_BODIES: Final = 512
 MEMO_HEAD: Final = 4096
-"""A longer head is not remembered: the memo's size in memory is bounded by the product."""
+"""A longer head or body is not remembered: the memo's size in memory is bounded by the product."""
 
 READ_FIRST: Final = 65_536
 """A body of at most this many bytes, or so much of one of unknown length, is read before an upstream is taken."""
@@ -180,6 +181,10 @@ class Plan:
         return replace(self, expires=present.expires, route=route)
 
 
+_Alike = tuple[Principal, Operation | None, str | None, str | None, bytes]
+"""Caller, operation, collection, key or token, and a body without its long arrays: the names in it decide."""
+
+
 class Plans:
     """The plans of one generation."""
 
@@ -199,6 +204,7 @@ class Plans:
         self._memo = Memo[tuple[Principal, bytes], Plan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, bytes], Plan](MEMO_REFUSALS)
         self._read = Memo[tuple[Unread, bytes], tuple[Plan, Template | None]](MEMO_PLANS)
+        self._bodies = Memo[_Alike, tuple[BodyDecision, Ruling]](MEMO_BODIES)
 
     def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
         """The plan, and what the client said besides that differs from request to request.
@@ -273,7 +279,7 @@ class Plans:
 
         Raises :class:`tlsproxy.qdrant.scoring.FactsNeeded` where ``facts`` do not do.
         """
-        head, asked, admission = unread.head, unread.asked, unread.admission
+        head, asked = unread.head, unread.asked
         plain, template, key = content, None, None
         try:
             if unread.coding is not None:
@@ -289,21 +295,39 @@ class Plans:
                     if template is not None:
                         return plan, template.filled(plain, arrays)
                     return plan, plain if unread.rewritten else content
-            read, template = yield from _decided(unread, text, plain, arrays, facts)
+            read, template, ruling = yield from self._judged(unread, text, plain, arrays, facts)
         except RequestError as error:
             read = BodyDecision(refusal_of(error))
+            ruling = self._ruled(unread, read)
         target, confined = asked.target, read.confined
         if read.body is not None:
             head, content = head.without(b"content-encoding", b"accept-encoding"), read.body  # the answer will be read
         if confined is not None:
             head, target = head.of_json(confined.method or head.method), confined.target(target)
-        judgement = HeadDecision(read.decision, read.reducer)
-        ruling = self._rulings.make(admission.principal, asked, admission, judgement, _presented(head))
-        plan = self._plan(head.with_length(len(content)), asked, ruling, target)
-        plan = replace(plan, body_facts=read.facts, questions=confined.questions if confined is not None else ())
+        plan = self._plan(head.with_length(len(content)), asked, ruling, target, read)
         if key is not None and read.decision is ALLOWED and (template is not None or not unread.rewritten):
             self._read.remember(key, (plan, None if read.body == plain else template))
         return plan, content
+
+    def _judged(
+        self, unread: Unread, text: Content, plain: Content, arrays: list[tuple[int, int]], facts: Facts | None
+    ) -> Steps[tuple[BodyDecision, Template | None, Ruling]]:
+        """As :func:`_decided`, with the ruling. Remembered beyond the head where the names in a body decide."""
+        asked, alike = unread.asked, None
+        presented = _presented(unread.head)
+        if not unread.rewritten and len(text) + len(presented or "") <= MEMO_HEAD:
+            alike = unread.admission.principal, asked.operation, asked.collection, presented, bytes(text)
+            if (known := self._bodies.get(alike)) is not None:
+                return known[0], None, known[1]
+        read, template = yield from _decided(unread, text, plain, arrays, facts)
+        ruling = self._ruled(unread, read)
+        if alike is not None and read.decision is ALLOWED:
+            self._bodies.remember(alike, (read, ruling))
+        return read, template, ruling
+
+    def _ruled(self, unread: Unread, read: BodyDecision) -> Ruling:
+        admission, judgement = unread.admission, HeadDecision(read.decision, read.reducer)
+        return self._rulings.make(admission.principal, unread.asked, admission, judgement, _presented(unread.head))
 
     def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:
         """An answer that will be read comes as it is; which pages may read it, Qdrant is not asked where we say so.
@@ -323,9 +347,14 @@ class Plans:
         return Plan("unreadable", principal.role, decision, prepared(caller, decision))
 
     def _plan(
-        self, head: RequestHead, asked: Recognised | None, ruling: Ruling, target: RequestTarget | None = None
+        self,
+        head: RequestHead,
+        asked: Recognised | None,
+        ruling: Ruling,
+        target: RequestTarget | None = None,
+        read: BodyDecision | None = None,
     ) -> Plan:
-        """``target``: of the upstream's request, where it may be another than the client's."""
+        """``target``: of the upstream's request, where it may be another than the client's; ``read``: of its body."""
         decision, listing, operation = ruling.judgement.decision, ruling.judgement.listing, ruling.operation
         admission, queries = ruling.admission, ruling.queries
         streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
@@ -381,6 +410,8 @@ class Plans:
             affinity=affinity,
             fields=fields,
             readable=readable if self._origins and listing is None else b"",
+            body_facts=read.facts if read is not None else None,
+            questions=read.confined.questions if read is not None and read.confined is not None else (),
             timeout=timeout_of(operation, asked.target.query) if asked is not None else 0.0,
             queries=queries,
         )
