@@ -30,6 +30,7 @@ from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.connection import GrpcConnection
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.facts import CollectionFacts
 from tlsproxy.snapshot.generation import Generation
 
@@ -339,7 +340,7 @@ class Ends:
         return self.session.relay
 
     async def _gateway(self, generation: Generation) -> Gateway:
-        gateway = Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda _event: None, _TABLE)
+        gateway = Gateway(generation, self.audit, MagicMock(), Deadlines(MagicMock()), lambda _event: None, _TABLE)
         self.manager = ConnectionManager(gateway, itertools.count(1))
         return gateway
 

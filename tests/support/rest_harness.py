@@ -27,7 +27,7 @@ from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.rest import audit_query, connection
 from tlsproxy.proxy.rest.connection import RestConnection
-from tlsproxy.proxy.transport.deadlines import NEVER
+from tlsproxy.proxy.transport.deadlines import NEVER, Deadlines
 from tlsproxy.proxy.upstream import connection as upstream
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.snapshot.files import read_inputs
@@ -207,7 +207,7 @@ class RestEnds:
 
     async def _gateway(self, generation: Generation) -> Gateway:
         table = LimitTable.private()
-        gateway = Gateway(generation, self.audit, Uncounted(), MagicMock(), lambda _event: None, table)
+        gateway = Gateway(generation, self.audit, Uncounted(), Deadlines(MagicMock()), lambda _event: None, table)
         self.manager = ConnectionManager(gateway, itertools.count(1))
         return gateway
 

@@ -19,6 +19,7 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.decision.affinity import HEADER, clients_affinity, own_affinity
 from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.startup import first_generation
@@ -101,7 +102,9 @@ def test_only_from_the_release_that_reads_it_on(generation: Generation) -> None:
     head = b"GET /collections HTTP/1.1\r\nhost: h\r\n\r\n"
 
     async def outcomes(*releases: tuple[int, int] | None) -> list[tuple[bool, bool]]:
-        gateway = Gateway(generation, MagicMock(), MagicMock(), MagicMock(), MagicMock(), LimitTable.private(), KEY)
+        gateway = Gateway(
+            generation, MagicMock(), MagicMock(), Deadlines(MagicMock()), MagicMock(), LimitTable.private(), KEY
+        )
         found = []
         for release in releases:
             plans = gateway.plans

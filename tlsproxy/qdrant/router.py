@@ -52,7 +52,8 @@ def _routes() -> dict[str, _Node]:
             elif segment.startswith("{"):
                 node.names_collection |= segment == _COLLECTION
                 node.names_file |= segment in _FILES
-                node.parameter = node = node.parameter or _Node()
+                node.parameter = node.parameter or _Node()
+                node = node.parameter
             elif segment:
                 node = node.literals.setdefault(segment, _Node())
         if node.tail is not operation:

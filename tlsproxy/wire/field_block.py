@@ -64,8 +64,8 @@ class FieldReader(Generic[T]):
         changes = decoder.changes
         try:
             fields = decoder.decode(block)
-        except TooLarge as error:
-            raise Http2Error(Code.ENHANCE_YOUR_CALM, str(error), "flood_fields") from None
+        except TooLarge as excess:
+            raise Http2Error(Code.ENHANCE_YOUR_CALM, str(excess), "flood_fields") from None
         except HpackError as error:
             raise Http2Error(Code.COMPRESSION_ERROR, f"a field block that cannot be read: {error}") from None
         if not self._table and decoder.entries:
