@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -185,22 +186,28 @@ class End:
             self.connection.update_settings(self._settings.popleft())
 
 
+_NO_LOOP = MagicMock(get_debug=lambda: False)
+
+
 class Loop:
     """Runs what is soon to be run when it is told to."""
 
     def __init__(self) -> None:
-        self._soon: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._soon: list[tuple[asyncio.Handle, Callable[[], None]]] = []
 
-    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
-        self._soon.append((callback, args))
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, _NO_LOOP)
+        self._soon.append((handle, partial(callback, *args)))
+        return handle
 
     def call_later(self, _delay: float, _callback: Callable[..., None]) -> MagicMock:
         return MagicMock(spec=asyncio.TimerHandle)
 
     def run(self) -> bool:
         soon, self._soon = self._soon, []
-        for callback, args in soon:
-            callback(*args)
+        for handle, callback in soon:
+            if not handle.cancelled():
+                callback()
         return bool(soon)
 
 
@@ -213,6 +220,7 @@ class MemoryStream:
         self.handler = handler
         self.address: Any = None
         self.tls: Any = None
+        self.negotiated: Any = None
         self.written = bytearray()
         self.coming = bytearray()
         self.reading = True

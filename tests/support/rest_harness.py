@@ -82,9 +82,10 @@ class Loop(SoonLoop):
 
     def run(self) -> bool:
         soon, self._soon = self._soon, []
-        for callback, args in soon:
-            callback(*args)
-            self.ran()
+        for handle, callback in soon:
+            if not handle.cancelled():
+                callback()
+                self.ran()
         return bool(soon)
 
     def elapse(self) -> bool:
