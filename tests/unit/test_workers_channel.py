@@ -43,12 +43,12 @@ async def _read(data: bytes, cuts: list[int]) -> list[ChannelMessage]:
 
 @given(st.lists(messages, max_size=5), st.lists(st.integers(0, 2000), max_size=10))
 def test_what_is_sent_is_received(sent: list[ChannelMessage], cuts: list[int]) -> None:
-    assert asyncio.run(_read(b"".join(message.encode() for message in sent), cuts)) == sent
+    assert asyncio.run(_read(b"".join(part for message in sent for part in message.parts()), cuts)) == sent
 
 
 @given(messages, st.integers(0, 400))
 def test_half_a_message_is_the_end(message: ChannelMessage, size: int) -> None:
-    encoded = message.encode()
+    encoded = b"".join(message.parts())
     assert asyncio.run(_read(encoded[: min(size, len(encoded) - 1)], [])) == []
 
 
@@ -67,6 +67,29 @@ def test_anything_else_is_an_error_or_the_end(data: bytes) -> None:
 def test_no_size_that_it_may_have(line: bytes) -> None:
     with pytest.raises(ChannelError):
         asyncio.run(_read(line, []))
+
+
+def test_a_large_body_is_sent_uncopied_and_received_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation has CRLs of 64 MiB: a copy of all of it would hold the loop."""
+    monkeypatch.setattr(channel, "PIECE", 7)
+    crl, key = bytes(range(50)), b"key"
+    _, body, *more = ChannelMessage({"id": 1}, crl).parts([key, crl])
+    assert body is crl
+    assert [each is sent for each, sent in zip(more, [key, crl], strict=True)] == [True, True]
+    sizes: list[int] = []
+
+    class Reader(asyncio.StreamReader):
+        async def readexactly(self, n: int) -> bytes:
+            sizes.append(n)
+            return await super().readexactly(n)
+
+    async def read() -> ChannelMessage | None:
+        reader = Reader()
+        reader.feed_data(b"".join(ChannelMessage({"id": 1}, crl).parts([key, crl])))
+        return await read_message(reader)
+
+    assert asyncio.run(read()) == ChannelMessage({"id": 1}, crl + key + crl)
+    assert sizes == [7] * 14 + [5]
 
 
 def test_a_body_is_in_no_repr() -> None:

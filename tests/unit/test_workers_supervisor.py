@@ -334,8 +334,8 @@ def test_a_worker_builds_the_very_same(tmp_path: Path) -> None:
     generation = made.build()
     encoded = encode(generation)
     made.write("server.key", b"the files are bad by now")
-    again = decode(encoded.data, made.config, made.environ, generation.config, None)
-    assert b"PRIVATE KEY" in encoded.data
+    again = decode(b"".join(encoded.data), made.config, made.environ, generation.config, None)
+    assert b"PRIVATE KEY" in b"".join(encoded.data)
     assert "PRIVATE KEY" not in repr(encoded)
     assert again.digest == generation.digest == encoded.digest
     for name in ("number", "states", "config", "material", "nodes", "warnings", "built_at"):
@@ -382,7 +382,7 @@ def test_what_is_wrong_with_a_worker() -> None:
         worker = Scripted(2, {})
         slot.process = worker  # type: ignore[assignment]
         assert slot.trouble(1) == "worker 2 is being started"
-        worker.committed = EncodedGeneration(1, "", b"")
+        worker.committed = EncodedGeneration(1, "", ())
         assert slot.trouble(1) == ""
         assert slot.trouble(2) == "worker 2 is still at generation 1"
         worker.silence = 0.9

@@ -38,6 +38,11 @@ else:
 
 
 def tune_collector() -> None:
+    """Collect rarely, from the start on: the first configuration may be a million objects."""
+    gc.set_threshold(*THRESHOLDS)
+
+
+def freeze() -> None:
     """Freeze modules and the first generation, so that no collection looks at them again.
 
     They are 76,000 objects: a full collection of them took 100 ms, in which no connection was served. Connections end
@@ -46,7 +51,6 @@ def tune_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*THRESHOLDS)
 
 
 def tune_threads() -> None:

@@ -47,7 +47,7 @@ from tlsproxy.service.lock_trail import LockTrail
 from tlsproxy.service.node_trail import NodeTrail
 from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reloader import Reloader
-from tlsproxy.service.runtime import loop_factory
+from tlsproxy.service.runtime import loop_factory, tune_collector, tune_threads
 from tlsproxy.service.serving import Served, Serving
 from tlsproxy.service.slow_callbacks import measured
 from tlsproxy.service.state import ServiceState, described
@@ -77,6 +77,8 @@ def run(config_path: Path, ready_file: Path | None) -> int:
     With 1 a retry may succeed (a taken address may be free in a moment); 2 needs a person. Raises ConfigError for a
     wrong `TLSPROXY_SLOW_CALLBACK`.
     """
+    tune_threads()
+    tune_collector()
     with asyncio.Runner(loop_factory=measured(loop_factory, os.environ)) as runner:
         try:
             notifier = Notifier.of(os.environ, os.getpid())

@@ -94,9 +94,8 @@ class Serving:
         alone: bool,
     ) -> None:
         """``alone``: no other process accepts from the same sockets."""
-        runtime.tune_threads()
         runtime.tune_allocator()
-        runtime.tune_collector()
+        runtime.freeze()
         self._audit = audit
         self.limits: LimitTable | None = table
         self.counted = Metrics(

@@ -16,6 +16,7 @@ import orjson
 
 from tlsproxy.metrics.families import BUILD_INFO, FAMILIES, PROCESS
 from tlsproxy.metrics.prometheus import Family, Histogram, Series, Value, exposition
+from tlsproxy.service.workers.channel import Body
 
 CUMULATIVE: Final = frozenset({"counter", "histogram"})
 """Kinds that only grow."""
@@ -41,7 +42,7 @@ def _reported(series: Series) -> Iterator[list[object]]:
         yield [series.family.name, samples]
 
 
-def reported(data: bytes) -> Iterator[Series]:
+def reported(data: Body) -> Iterator[Series]:
     """The samples of a report."""
     for line in data.splitlines():
         name, samples = orjson.loads(line)
@@ -93,7 +94,7 @@ def _sum(one: Value, other: Value) -> Value:
 
 
 def merged(
-    own: Iterable[Series], reports: Mapping[str, bytes], ended: Totals, ended_reports: Sequence[bytes]
+    own: Iterable[Series], reports: Mapping[str, Body], ended: Totals, ended_reports: Sequence[Body]
 ) -> tuple[bytes, Totals]:
     """The exposition of all processes, and the totals of those that have ended. Blocks; changes no argument.
 

@@ -19,7 +19,7 @@ import orjson
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
-from tlsproxy.service.workers.channel import Channel, ChannelError, ChannelMessage
+from tlsproxy.service.workers.channel import Body, Channel, ChannelError, ChannelMessage
 from tlsproxy.service.workers.snapshot_codec import EncodedGeneration
 from tlsproxy.threads import in_thread
 
@@ -115,7 +115,7 @@ class WorkerProcess:
 
     async def begin(self, started: Sequence[bytes], **facts: Any) -> None:
         """``started`` are the bytes of the configuration's state at the service's start."""
-        await self.ask("begin", b"".join(started), deadline=BUILDING, sizes=list(map(len, started)), **facts)
+        await self.ask("begin", started, deadline=BUILDING, sizes=list(map(len, started)), **facts)
 
     async def prepare(self, encoded: EncodedGeneration) -> None:
         """Let it build the generation, unless it has. Nothing changes yet. Raises WorkerRefused, WorkerLost."""
@@ -151,15 +151,15 @@ class WorkerProcess:
         await self.ask("ping", deadline=deadline)
         self._unanswered_since = None
 
-    async def ask(self, do: str, body: bytes = b"", *, deadline: float, **fields: Any) -> bytes:
-        """Raises WorkerRefused, WorkerLost."""
+    async def ask(self, do: str, pieces: Sequence[bytes] = (), *, deadline: float, **fields: Any) -> Body:
+        """The answer's body. ``pieces`` are the question's. Raises WorkerRefused, WorkerLost."""
         number = next(self._ids)
         answer = self._pending[number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(deadline):
                 if self._ended.is_set():
                     raise WorkerLost(f"worker {self.number} has ended")
-                await self._channel.send(ChannelMessage({"id": number, "do": do, **fields}, body))
+                await self._channel.send(ChannelMessage({"id": number, "do": do, **fields}), pieces)
                 message = await answer
         except TimeoutError:
             raise WorkerLost(f"worker {self.number} has not answered within {deadline:g} s ({do})") from None

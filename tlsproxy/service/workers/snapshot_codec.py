@@ -24,6 +24,7 @@ from tlsproxy.config.model import Config, Tls
 from tlsproxy.config.pieces import unpacked
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.config.upstream_tls_checks import client_pairs
+from tlsproxy.service.workers.channel import Body
 from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
 from tlsproxy.snapshot.name_resolution import Address, Resolved
 from tlsproxy.snapshot.nodes import Upstream
@@ -37,11 +38,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EncodedGeneration:
-    """``data`` is a line of JSON, then the bytes of input states and key sets. It holds private keys."""
+    """``data`` is a line of JSON, and the bytes of input states and key sets, which are not copied. It holds private
+    keys.
+    """
 
     number: int
     digest: str
-    data: bytes = field(repr=False)
+    data: tuple[bytes, ...] = field(repr=False)
 
 
 def encode(generation: Generation) -> EncodedGeneration:
@@ -72,15 +75,19 @@ def encode(generation: Generation) -> EncodedGeneration:
         ],
     }
     pieces.extend(states.documents.get(source, b"") for source in key_sources(generation.config))
-    return EncodedGeneration(generation.number, generation.digest, b"".join([orjson.dumps(head), b"\n", *pieces]))
+    return EncodedGeneration(generation.number, generation.digest, (orjson.dumps(head) + b"\n", *pieces))
 
 
 def decode(
-    encoded: bytes, config_path: Path, environ: Mapping[str, str], started: Config, former: Generation | None
+    encoded: Body,
+    config_path: Path,
+    environ: Mapping[str, str],
+    started: Config,
+    former: Generation | None,
 ) -> Generation:
     """The same generation in this process; ``former`` is the one in force here. Blocks. Raises MaterialError."""
-    line, _, rest = encoded.partition(b"\n")
-    head, pieces = orjson.loads(line), _Pieces(rest)
+    end = encoded.index(b"\n")
+    head, pieces = orjson.loads(encoded[:end]), _Pieces(memoryview(encoded)[end + 1 :])
     before = former.states if former is not None else None
     configuration = pieces.state(
         head["configuration"],
@@ -154,8 +161,8 @@ def _addresses(stored: list[Any]) -> tuple[Address, ...]:
 
 
 class _Pieces:
-    def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
 
     def take(self, size: int) -> bytes:
         piece, self._data = bytes(self._data[:size]), self._data[size:]

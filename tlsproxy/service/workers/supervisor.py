@@ -40,6 +40,7 @@ from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
 from tlsproxy.service import runtime
 from tlsproxy.service.serving import MAX_CONNECTIONS, shown_upstreams
+from tlsproxy.service.workers.channel import Body
 from tlsproxy.service.workers.merged_metrics import Totals, merged
 from tlsproxy.service.workers.merging import merged_figures, merged_readiness
 from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, PING, WorkerLost, WorkerProcess, WorkerRefused
@@ -101,7 +102,7 @@ class WorkerSlot:
     process: WorkerProcess | None = None
     restarts: int = 0
     served_since: float | None = None
-    report: bytes = field(default=b"", repr=False)
+    report: Body = field(default=b"", repr=False)
     refused: Mapping[str, int] = field(default_factory=dict)
     first: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -155,8 +156,8 @@ class Supervisor:
         turn: Turn,
         notice: Notice,
     ) -> None:
-        runtime.tune_threads()
         runtime.tune_allocator()
+        runtime.freeze()
         self.counted = Metrics(
             pool=lambda: (0, 0, 0),
             audit=lambda: (audit.queued, audit.written, audit.dropped, audit.capacity),
@@ -183,7 +184,7 @@ class Supervisor:
         self._considered: tuple[Generation, EncodedGeneration] | None = None
         self._draining = asyncio.Event()
         self._ended_totals = Totals()
-        self._ended_reports: list[bytes] = []
+        self._ended_reports: list[Body] = []
         self._ended_refused: Counter[str] = Counter()
         self._slot_tasks: list[asyncio.Task[None]] = []
 
@@ -449,7 +450,7 @@ class Supervisor:
             families.WORKER_SILENT.keyed({str(each.number): each.silent for each in self._slots}),
         ]
 
-    async def _gather(self, do: str, deadline: float = ANSWER, **fields: Any) -> list[tuple[WorkerProcess, bytes]]:
+    async def _gather(self, do: str, deadline: float = ANSWER, **fields: Any) -> list[tuple[WorkerProcess, Body]]:
         """Answers of the serving workers, without those that are silent."""
         workers = [worker for worker in self._serving() if worker.silence < ANSWER]
         answers = await asyncio.gather(
@@ -457,12 +458,12 @@ class Supervisor:
         )
         bodies = []
         for worker, answer in zip(workers, answers, strict=True):
-            if isinstance(answer, bytes):
+            if not isinstance(answer, BaseException):
                 bodies.append((worker, answer))
             elif not isinstance(answer, WorkerLost):
                 _log.error("worker %d: %s", worker.number, answer)
         return bodies
 
 
-def _merged_answers(own: Mapping[str, Any], bodies: Sequence[bytes]) -> dict[str, Any]:
+def _merged_answers(own: Mapping[str, Any], bodies: Sequence[Body]) -> dict[str, Any]:
     return merged_figures([own, *map(orjson.loads, bodies)], MAX_CONNECTIONS)

@@ -31,7 +31,7 @@ from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
-from tlsproxy.service.runtime import loop_factory
+from tlsproxy.service.runtime import loop_factory, tune_collector, tune_threads
 from tlsproxy.service.serving import Serving
 from tlsproxy.service.slow_callbacks import measured
 from tlsproxy.service.workers.channel import Channel, ChannelMessage
@@ -213,8 +213,8 @@ async def _run(control: socket.socket) -> None:
             return
         config_path = Path(message.head["config_path"])
         ends = [0, *itertools.accumulate(message.head["sizes"])]
-        files = [message.body[start:end] for start, end in itertools.pairwise(ends)]
-        started = configuration_of(files, config_path, os.environ).config
+        files = [bytes(message.body[start:end]) for start, end in itertools.pairwise(ends)]
+        started = (await in_thread(configuration_of, files, config_path, os.environ)).config
         logs.configure(started.logger, started.log_level, os.environ)
         worker = Worker(channel, message.head, config_path, started)
         await channel.send(ChannelMessage({"id": message.head["id"]}))
@@ -227,6 +227,8 @@ def main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     write_out_and_end(NoAudit())
+    tune_threads()
+    tune_collector()
     with asyncio.Runner(loop_factory=measured(loop_factory, os.environ)) as runner:
         runner.run(_run(socket.socket(fileno=int(sys.argv[1]))))
 
