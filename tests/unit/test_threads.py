@@ -12,13 +12,14 @@ from contextlib import suppress
 
 import pytest
 
+from tlsproxy import threads
 from tlsproxy.service.runtime import loop_factory
 from tlsproxy.snapshot.http_connector import HttpResolver
-from tlsproxy.threads import in_thread
+from tlsproxy.threads import free_in_parts, in_thread
 
 HANGING = """
 import asyncio, threading
-from tlsproxy.threads import in_thread
+from tlsproxy.threads import free_in_parts, in_thread
 
 async def main():
     hanging = in_thread(threading.Event().wait)
@@ -47,6 +48,31 @@ def test_a_result_and_an_error() -> None:
             await in_thread(refuse, "no", by="a test")
 
     asyncio.run(run())
+
+
+def test_a_large_value_is_freed_in_parts_by_a_thread_once_nobody_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MOMENT", 0.1)
+
+    class Whole:
+        def __init__(self, parts: list[Part]) -> None:
+            self.parts = parts
+
+    class Part:
+        def __del__(self) -> None:
+            freed.append(threading.get_ident())
+            if len(freed) == 100:
+                ended.set()
+
+    freed: list[int] = []
+    ended = threading.Event()
+    whole = Whole([Part() for _ in range(100)])
+    free_in_parts(whole, whole.parts)
+    kept = whole
+    del whole
+    assert not freed
+    del kept
+    assert ended.wait(20)
+    assert threading.get_ident() not in freed
 
 
 def test_an_error_is_freed_without_the_collector() -> None:

@@ -27,6 +27,7 @@ from tlsproxy.snapshot.name_resolution import tunnel_name
 from tlsproxy.snapshot.nodes import Node, Upstream, drained_by, nodes_in
 from tlsproxy.snapshot.server_tls import ServerTls
 from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
+from tlsproxy.threads import free_in_parts
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.client_trial import refusal_of_authority
 from tlsproxy.tls.context import build_context, refusal_by_clients, self_handshake, server_context
@@ -64,7 +65,7 @@ class Tunnel:
     announced: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Generation:
     """``number`` counts from 1; ``digest`` is over all input states; ``built_at`` is seconds since the epoch.
 
@@ -92,6 +93,12 @@ class Generation:
     built_at: float
     _server_tls: Mapping[tuple[object, ...], ClientTls] = field(repr=False, compare=False)
     _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        policy, config, crls = self.policy, self.config, self.states.crls.values()
+        of_crls = (part for state in crls for part in (*state.value, *state.data))
+        rules = (*policy.rules, *policy.roles.values(), *config.identities, *config.roles.values())
+        free_in_parts(self, (*rules, *of_crls, *crls))
 
     @property
     def protocols(self) -> tuple[HttpProtocol, ...]:
