@@ -98,7 +98,7 @@ class Generation:
         policy, config, crls = self.policy, self.config, self.states.crls.values()
         of_crls = (part for state in crls for part in (*state.value, *state.data))
         rules = (*policy.rules, *policy.roles.values(), *config.identities, *config.roles.values())
-        free_in_parts(self, (*rules, *of_crls, *crls))
+        free_in_parts(self, (*rules, *policy.locks, *self.states.locks.value.locks, *of_crls, *crls))
 
     @property
     def protocols(self) -> tuple[HttpProtocol, ...]:

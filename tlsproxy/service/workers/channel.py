@@ -88,8 +88,7 @@ async def read_message(reader: asyncio.StreamReader) -> ChannelMessage | None:
 
 
 async def _body(reader: asyncio.StreamReader, size: int) -> bytearray:
-    body = bytearray(size)
-    for start in range(0, size, PIECE):
-        end = min(start + PIECE, size)
-        body[start:end] = await reader.readexactly(end - start)
+    body = bytearray()
+    while len(body) < size:
+        body += await reader.readexactly(min(PIECE, size - len(body)))
     return body
