@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tlsproxy.audit.line import (
     Caller,
+    Outcome,
     Prepared,
     event_line,
     json_string,
@@ -59,8 +60,11 @@ def line_of(prepared: Prepared, **changes: Any) -> str:
         "reason": "",
     }
     told = SimpleNamespace(**{**fields, **changes})
-    told.id, told.tracing = told.request_id, Tracing(told.tracing_id, told.trace_id)
-    return request_line(prepared, told, told.remote, told.duration, told.reason)
+    outcome = Outcome()
+    outcome.when, outcome.id, outcome.tracing = told.when, told.request_id, Tracing(told.tracing_id, told.trace_id)
+    outcome.status, outcome.grpc_status = told.status, told.grpc_status
+    outcome.bytes_in, outcome.bytes_out = told.bytes_in, told.bytes_out
+    return request_line(prepared, outcome, told.remote, told.duration, told.reason)
 
 
 def only_record(line: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from json import JSONEncoder
 from math import isfinite
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 from tlsproxy.wire.tracing import NO_TRACING, Tracing
 
@@ -179,27 +179,22 @@ def _verdict(error: str | None, *, allowed: bool) -> str:
     return _fields(("result", "ok" if allowed else "denied"), ("error", error))
 
 
-class Outcome(Protocol):
-    """The outcome of a request.
+class Outcome:
+    """The outcome of a request, which its record is.
 
     `when` is in seconds since the epoch. `grpc_status` is the status that the client got, None over REST. `id` is the
     gateway's request ID, `tracing` has the client's.
     """
 
-    @property
-    def when(self) -> float: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def status(self) -> int: ...
-    @property
-    def grpc_status(self) -> int | None: ...
-    @property
-    def bytes_in(self) -> int: ...
-    @property
-    def bytes_out(self) -> int: ...
-    @property
-    def tracing(self) -> Tracing: ...
+    __slots__ = ("bytes_in", "bytes_out", "grpc_status", "id", "status", "tracing", "when")
+
+    when: float
+    id: str
+    status: int
+    grpc_status: int | None
+    bytes_in: int
+    bytes_out: int
+    tracing: Tracing
 
 
 def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: float, reason: str = "") -> str:
@@ -216,14 +211,13 @@ def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: fl
         trace = f',"trace_id":"{tracing.trace_id}"' if tracing.trace_id else ""
     if outcome.grpc_status is not None:
         grpc = f',"grpc_status":{outcome.grpc_status}'
-    millisecond, microsecond = divmod(int(outcome.when * _MICROSECONDS), 1000)  # as `timestamp`, without its call
-    took, rest = divmod(int(duration * _MICROSECONDS), 1000)
+    when, took = int(outcome.when * _MICROSECONDS), int(duration * _MICROSECONDS)
     return (
-        f'{{"timestamp":"{_until(millisecond)}{_DIGITS[microsecond]}Z"{prepared.before_api}{prepared.api}'
+        f'{{"timestamp":"{_until(when // 1000)}{_DIGITS[when % 1000]}Z"{prepared.before_api}{prepared.api}'
         f"{prepared.before_remote}{remote}"
         f'{prepared.before_tracing}{tracing_id}{prepared.verdict}{prepared.caller_fields},"request_id":"{outcome.id}"{trace}'
         f',"status":{outcome.status}{grpc},"bytes_in":{outcome.bytes_in},"bytes_out":{outcome.bytes_out}'
-        f',"duration_ms":{took}.{_DIGITS[rest]}'
+        f',"duration_ms":{took // 1000}.{_DIGITS[took % 1000]}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )
 

@@ -31,6 +31,7 @@ FIRST_WINDOW: Final = 65_535
 
 # Length in two parts, the high one 0 for every frame allowed here; type and flags as one number; stream.
 _HEAD: Final = struct.Struct(">BHHI")
+_Numbers = tuple[int, int, int, int]
 _pack: Final = _HEAD.pack
 
 
@@ -64,8 +65,8 @@ PRIORITY: Final = 5
 # Type and flags of a frame, as one number: below the first it is DATA.
 ANY_DATA: Final = 1 << 8
 _WHOLE: Final = HEADERS << 8 | END_HEADERS
-WHOLE_FIELDS: Final = frozenset((_WHOLE, _WHOLE | END_STREAM))
-"""HEADERS that are a field block, all of it and nothing else."""
+WHOLE_FIELDS: Final = _WHOLE | END_STREAM
+"""HEADERS that are a field block, all of it and nothing else: with or without this END_STREAM."""
 
 
 class Code(IntEnum):
@@ -149,7 +150,8 @@ class Frames:
         for _ in range(MOST_FRAMES):
             if position > last:
                 break
-            high, length, type_flags, stream = unpack(data, position)
+            head: _Numbers = unpack(data, position)
+            high, length, type_flags, stream = head
             if high or length > MAX_FRAME:
                 raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {high << 16 | length} bytes")
             end = position + HEADER + length

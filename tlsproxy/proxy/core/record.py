@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, Generic, Protocol, Self, TypeVar
 
-from tlsproxy.audit.line import Prepared, Refusal, request_line
+from tlsproxy.audit.line import Outcome, Prepared, Refusal, request_line
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.errors import RequestError
@@ -53,7 +53,7 @@ class Planned(Protocol):
 P = TypeVar("P", bound=Planned)
 
 
-class Record(Generic[P]):
+class Record(Outcome, Generic[P]):
     """``when`` is the start in seconds since the epoch, ``started`` on the monotonic clock. ``status`` is 0 and
     ``grpc_status`` None until a response is sent. Bytes are those of the bodies. ``admitted``: the audit log has
     promised room for the line, or none is due if it is served. ``id`` is the request's here, upstream and in the
@@ -64,15 +64,8 @@ class Record(Generic[P]):
         "_counted",
         "_promised",
         "admitted",
-        "bytes_in",
-        "bytes_out",
-        "grpc_status",
-        "id",
         "plan",
         "started",
-        "status",
-        "tracing",
-        "when",
     )
 
     def __init__(self, plan: P, when: float, tracing: Tracing = NO_TRACING) -> None:
@@ -80,7 +73,7 @@ class Record(Generic[P]):
         self.id = next_id()
         self.tracing = tracing
         self.status = 0
-        self.grpc_status: int | None = None
+        self.grpc_status = None
         self.bytes_in = 0
         self.bytes_out = 0
         self.when = when

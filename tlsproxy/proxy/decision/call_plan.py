@@ -199,9 +199,13 @@ class CallPlans:
         self._memo = Memo[tuple[Principal, Fields], CallPlan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, Fields], CallPlan](MEMO_REFUSALS)
         self._judged = Memo[tuple[Asked, str | None, BodyNames], CallPlan](MEMO_PLANS)
+        self._latest: tuple[Principal, Fields, CallPlan] | None = None
 
     def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
         """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
+        latest = self._latest
+        if latest is not None and latest[1] is fields and latest[0] is principal and now < latest[2].expires:
+            return latest[2]  # calls of one connection that come together; the memo's hash takes longer
         key = principal, fields
         plan = self._memo.get(key) or self._refusals.get(key)
         if plan is None or now >= plan.expires:
@@ -211,6 +215,7 @@ class CallPlans:
             if now < plan.expires and sum(len(name) + len(value) for name, value in fields) <= MEMO_BLOCK:
                 # Refusals apart: whoever makes them up drives out no permission.
                 (self._memo if plan.block else self._refusals).remember(key, plan)
+        self._latest = principal, fields, plan
         return plan
 
     def make(self, principal: Principal, fields: Fields, now: float, *, ended: Decision | None = None) -> CallPlan:

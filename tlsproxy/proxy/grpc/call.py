@@ -458,7 +458,8 @@ class Call:
         relay = self.relay
         if self.state is not STREAM_CLOSED:
             relay.ended(self.record, self.stream)
-        relay.calls.pop(self.stream, None)
+        if self.stream in relay.calls:
+            del relay.calls[self.stream]
         if relay.wanting:
             relay.wanting.pop(self, None)
         if self.reduction is not None or not self.plain:  # else it has no parts, and holds nothing

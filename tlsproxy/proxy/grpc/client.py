@@ -136,7 +136,8 @@ class ClientFrames:
             self._relay.session.reading_changed()
 
     def turn(self, data: bytes) -> None:
-        self.now = self.streams.now = time.monotonic()
+        self.now = time.monotonic()
+        self.streams.begin_turn(self.now)
         relay, session = self._relay, self._relay.session
         session.present()
         if relay.measured and not relay.former:
@@ -224,7 +225,13 @@ class ClientFrames:
             if begin < start:  # else the fields of a call may be what was said last, which can be taken back
                 up.append(frames.data[begin:start])
             begin = position = end
-            if ready and what in WHOLE_FIELDS and stream & 1 and stream > relay.last_stream and size <= longest:
+            if (
+                ready
+                and what | END_STREAM == WHOLE_FIELDS
+                and stream & 1
+                and stream > relay.last_stream
+                and size <= longest
+            ):
                 up.append(streams.open(stream, self._reader.read(frames.data[start + HEADER : end]), what))
             else:
                 look = self._at_former if self._formers else self._frame

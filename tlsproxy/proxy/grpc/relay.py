@@ -32,6 +32,8 @@ REMEMBERED: Final = 1024
 DROPPED: Final = 16 << 20
 """Bytes of a body that are taken and dropped, before its stream is reset."""
 
+_OK: Final = HTTPStatus.OK.value
+
 C = TypeVar("C", bound=RelayedCall)
 
 
@@ -268,7 +270,7 @@ class Relay(Generic[C]):
     def finish(self, record: Record[CallPlan], reason: str) -> None:
         """Writes the audit line of a call that has ended."""
         if record.grpc_status is not None and not record.status:
-            record.status = HTTPStatus.OK
+            record.status = _OK
         record.finish(self.gateway, self._remote, reason)
         self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.caller.key)
 

@@ -22,8 +22,15 @@ class ConnectionEvent(Enum):
 
 
 # Under names of the module: asking a class for its member costs ten times as much.
-OPEN, DRAINING, LOST, LEAVING, ENDED = ConnectionState
-DRAIN, LOSE, LEAVE, END = ConnectionEvent
+OPEN: Final = ConnectionState.OPEN
+DRAINING: Final = ConnectionState.DRAINING
+LOST: Final = ConnectionState.LOST
+LEAVING: Final = ConnectionState.LEAVING
+ENDED: Final = ConnectionState.ENDED
+DRAIN: Final = ConnectionEvent.DRAIN
+LOSE: Final = ConnectionEvent.LOSE
+LEAVE: Final = ConnectionEvent.LEAVE
+END: Final = ConnectionEvent.END
 
 CONNECTION_MOVES: Final[dict[tuple[ConnectionState, ConnectionEvent], ConnectionState]] = {
     (OPEN, DRAIN): DRAINING,

@@ -27,19 +27,23 @@ LEAST_ROOM: Final = http2.FIRST_WINDOW // 2
 class ClientStreams:
     """Calls of one connection, by their streams. ``now`` is when the client's latest frames came (monotonic clock).
 
-    Handlers of a frame return what goes upstream in its place, None for the frame itself.
+    The calls of one turn are decided at one moment: the gateway's clock is read for the first of them. Handlers of a
+    frame return what goes upstream in its place, None for the frame itself.
     """
 
-    __slots__ = ("_relay", "_settings", "_standing", "_tail", "_upstreams", "now")
+    __slots__ = ("_relay", "_settings", "_standing", "_tail", "_upstreams", "_when", "now")
 
     def __init__(self, relay: Relay[Call], settings: SettingsExchange, upstreams: Upstreams) -> None:
         self._relay = relay
         self._settings = settings
         self._upstreams = upstreams
-        self.now = 0.0
+        self.now = self._when = 0.0
         self._standing = relay.entry.standing
         address = relay.entry.address.encode()
         self._tail = literals(((b"x-forwarded-for", address), (b"x-forwarded-proto", b"https")))
+
+    def begin_turn(self, now: float) -> None:
+        self.now, self._when = now, 0.0
 
     def open(self, stream: int, fields: CallFields, flags: int) -> bytes:
         """The frames of a new call that go upstream now."""
@@ -48,7 +52,7 @@ class ClientStreams:
         relay.last_stream = stream
         relay.budgets.streams.spend(self.now)
         gateway, session = relay.gateway, relay.session
-        now = gateway.clock.now()
+        now = self._when = self._when or gateway.clock.now()
         calls = gateway.calls
         ended = standing.ended(gateway.generation, now)
         principal = standing.principal

@@ -230,7 +230,7 @@ class GrpcUpstream:
                     latest, plain = stream, calls.get(stream) if ready else None
                     if plain is not None and plain.reduction is not None:
                         plain = None
-                if plain is None or (what >= ANY_DATA and (what not in WHOLE_FIELDS or relay.restates)):
+                if plain is None or (what >= ANY_DATA and (what | END_STREAM != WHOLE_FIELDS or relay.restates)):
                     down.append(frames.data[begin:start])
                     begin = passed = end
                     instead = self._other(what >> 8, what & 0xFF, stream, start, end)
