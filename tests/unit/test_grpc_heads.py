@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from urllib.parse import unquote_to_bytes
 
@@ -20,6 +21,7 @@ from tlsproxy.wire.grpc import (
     Message,
     NotGrpc,
     deadline_apart,
+    is_timeout,
     message,
     origin,
     parse_call,
@@ -306,6 +308,12 @@ def test_without_a_content_type() -> None:
 def test_malformed_timeouts(timeout: bytes) -> None:
     with pytest.raises((BadRequest, StreamError)):
         parse_call((*GOOD, (b"grpc-timeout", timeout)))
+
+
+@pytest.mark.fuzz
+@given(st.binary(max_size=10) | st.from_regex(rb"[0-9]{0,10}[HMSmun0-9]?", fullmatch=True))
+def test_a_timeout_is_what_the_grammar_says(value: bytes) -> None:
+    assert is_timeout(value) == (re.fullmatch(rb"[0-9]{1,8}[HMSmun]", value) is not None)
 
 
 @pytest.mark.fuzz

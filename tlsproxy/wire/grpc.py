@@ -40,7 +40,8 @@ _MAX_PATH: Final = 513
 """Bytes of a method's path, at most."""
 _METHOD = re.compile(rb"/[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)+/[A-Za-z0-9_]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_TIMEOUT = re.compile(rb"[0-9]{1,8}[HMSmun]")
+_LONGEST_TIMEOUT: Final = 9
+"""Bytes of a deadline: at most eight digits, and a unit."""
 _AUTHORITY = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _CONTENT_TYPE = re.compile(rb"application/grpc(?:\+[a-z0-9.\-]+)?(?:;[\x20-\x7e]*)?")
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
@@ -153,7 +154,8 @@ def deadline_apart(fields: Fields) -> tuple[Fields, bytes]:
 
 
 def is_timeout(value: bytes) -> bool:
-    return _TIMEOUT.fullmatch(value) is not None
+    """Whether it is a deadline as gRPC writes them (PROTOCOL-HTTP2.md, "Timeout"): `10S`, `250m`."""
+    return 1 < len(value) <= _LONGEST_TIMEOUT and value[-1] in _UNITS and value[:-1].isdigit()
 
 
 def deadline_block(timeout: bytes) -> bytes:

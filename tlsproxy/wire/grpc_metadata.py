@@ -27,7 +27,11 @@ as RFC 9113 §8.3 wants it.
 
 def split_fields(fields: Fields) -> CallFields:
     named = dict(fields)
-    timeout, number = named.pop(TIMEOUT, None), named.pop(REQUEST_ID, None)
+    timeout, number = named.get(TIMEOUT), named.get(REQUEST_ID)
+    if timeout is not None:
+        del named[TIMEOUT]
+    if number is not None:
+        del named[REQUEST_ID]
     left = tuple(named.items())
     deadline, tracing, own = b"", NO_TRACING, 0
     if timeout is not None:

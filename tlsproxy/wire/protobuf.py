@@ -254,18 +254,20 @@ def _least() -> tuple[int, ...]:
 _LEAST: Final = _least()
 
 
-@dataclass(slots=True)
 class _Frame:
-    """An open message; ``end`` is an offset in the outermost message.
+    """An open message; ``end`` is an offset in the outermost message. ``seen`` has a bit for each field's number.
 
     Without a ``shape`` it is followed only to limit the depth; ``deep`` are its fields that nest.
     """
 
-    where: str
-    shape: Shape | None
-    deep: Mapping[int, str]
-    end: int
-    seen: int = 0
+    __slots__ = ("deep", "end", "seen", "shape", "where")
+
+    def __init__(self, where: str, shape: Shape | None, deep: Mapping[int, str], end: int) -> None:
+        self.where = where
+        self.shape = shape
+        self.deep = deep
+        self.end = end
+        self.seen = 0
 
 
 class Scanner:

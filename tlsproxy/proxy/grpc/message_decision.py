@@ -71,7 +71,8 @@ class MessageDecision:
             yield None
 
     def decide(self) -> bool:
-        self._call.record.plan = plan = self._call.relay.gateway.calls.judged(self.asked, *self.names.named())
+        collection, names = self.names.named()
+        self._call.record.plan = plan = self._call.relay.gateway.calls.judged(self.asked, collection, names)
         if plan.decision.allowed:
             self._call.relay.dialler.ask(self._call)
         else:
