@@ -5,7 +5,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz providers mutants bench bench-quick bench-scale bench-compiled bench-debian13 bench-instructions install uninstall reference golden format clean
+# The wheel is compiled where there is a C compiler; yes: or fails; no: plain.
+COMPILED ?= auto
+
+.PHONY: test test-compiled wheel lint types layers pytest demo soak fuzz providers mutants bench bench-quick bench-scale bench-compiled bench-debian13 bench-instructions install uninstall reference golden format clean
 
 # Types are checked beside the first tests.
 test: .venv/installed-test
@@ -37,6 +40,26 @@ pytest: .venv/installed-test
 
 demo: .venv/installed-demo
 	$(BIN)/tlsproxy demo $(DEMO_ARGS)
+
+# A wheel in dist/ for this version of Python.
+wheel: $(BIN)/python
+	rm -rf build/lib* build/bdist*
+	@echo "building a wheel, compiled if COMPILED=$(COMPILED) allows: some minutes"
+	TLSPROXY_COMPILED=$(COMPILED) $(BIN)/pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# The same tests with the compiled form, installed from its wheel beside what the tests need. See CONTRIBUTING.md.
+COMPILED_PYTHON := build/compiled/bin/python
+test-compiled: export PYTHONDONTWRITEBYTECODE :=
+test-compiled: export PYTHONSAFEPATH := 1
+test-compiled: export TLSPROXY_FORM := compiled
+test-compiled: .venv/installed-test
+	rm -rf dist build/compiled
+	MYPYC_OPT_LEVEL=1 $(MAKE) --no-print-directory wheel COMPILED=yes
+	$(BIN)/python -m venv --without-pip build/compiled
+	$(BIN)/pip --quiet --disable-pip-version-check --python $(COMPILED_PYTHON) install --no-deps dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(COMPILED_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	$(COMPILED_PYTHON) -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not plain" $(PYTEST_ARGS)
 
 # The long forms of what `make test` runs briefly.
 soak: .venv/installed-test

@@ -15,8 +15,6 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from setuptools import setup
-
 if TYPE_CHECKING:
     from setuptools import Extension
 
@@ -48,8 +46,9 @@ def modules(patterns: list[str]) -> list[str]:
 def extensions(patterns: list[str]) -> list[Extension]:
     from mypyc.build import mypycify  # noqa: PLC0415 - a requirement of this form alone
 
+    options = ["--config-file=", "--cache-dir=build/mypy", "--ignore-missing-imports", "--follow-imports=silent"]
     return mypycify(
-        ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", *modules(patterns)],
+        options + modules(patterns),
         opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"),
         debug_level="0",
         multi_file=True,  # a single C file of all takes gigabytes
@@ -58,6 +57,8 @@ def extensions(patterns: list[str]) -> list[Extension]:
 
 
 if __name__ == "__main__":
+    from setuptools import setup
+
     compiled = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tlsproxy"]["compiled"]
     building = is_compiled() and not {"bdist_wheel", "build_ext"}.isdisjoint(sys.argv)
     setup(

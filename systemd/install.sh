@@ -6,6 +6,7 @@
 #   LINKS=/usr/local       has links to the command, its manual page and completions: bin/, share/
 #   UNITDIR=/etc/systemd/system
 #   PYTHON=python3
+#   COMPILED=auto          compile the modules that run for requests where there is a C compiler; yes: or fail; no: plain
 #
 # What an operator has written is never touched: configuration, certificates, logs, and units that `systemctl edit` made.
 set -eu
@@ -15,6 +16,7 @@ DESTDIR=${DESTDIR:-}
 LINKS=${LINKS:-/usr/local}
 UNITDIR=${UNITDIR:-/etc/systemd/system}
 PYTHON=${PYTHON:-python3}
+COMPILED=${COMPILED:-auto}
 CONFIG=/etc/tlsproxy
 SOURCE=$(cd "$(dirname "$0")/.." && pwd)
 program=$DESTDIR$PREFIX
@@ -60,7 +62,8 @@ install_program() {
             fail "$base is hidden from the service (ProtectHome=yes): set PYTHON to another, such as /usr/bin/python3" ;;
     esac
     "$PYTHON" -m venv "$program" || fail "no virtual environment (Debian: apt install python3-venv)"
-    "$program/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade \
+    [ "$COMPILED" = no ] || echo "compiling, where there is a C compiler: some minutes (COMPILED=no: plain Python, slower)" >&2
+    TLSPROXY_COMPILED=$COMPILED "$program/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade \
         --constraint "$SOURCE/constraints.txt" "$SOURCE"
     for path in $linked; do
         install -d "$program/${path%/*}"
@@ -142,7 +145,7 @@ install_all() {
     install_units
     install_configuration
     if [ -n "$DESTDIR" ]; then
-        echo "installed below $DESTDIR"
+        echo "installed below $DESTDIR: $("$program/bin/python" -m tlsproxy --version)"
         return
     fi
     systemd-sysusers "/etc/sysusers.d/tlsproxy.conf"
@@ -152,7 +155,8 @@ install_all() {
     set -- # the service's account is systemd's to tell
     [ ! -d /run/systemd/system ] || set -- --as-user tlsproxy.service
     if "$PREFIX/bin/tlsproxy" check --config "$CONFIG/tlsproxy.yaml" "$@"; then
-        echo "installed; start it:   systemctl enable --now tlsproxy.socket tlsproxy-grpc.socket tlsproxy.service"
+        echo "installed: $("$PREFIX/bin/tlsproxy" --version)"
+        echo "start it:   systemctl enable --now tlsproxy.socket tlsproxy-grpc.socket tlsproxy.service"
         echo "or after an upgrade:   systemctl restart tlsproxy"
     else
         echo "installed, and not ready to start: $CONFIG/tlsproxy.yaml is refused, as said above." >&2

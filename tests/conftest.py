@@ -18,6 +18,9 @@ from support.grpc_upstream import GrpcUpstream
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
+import tlsproxy
+from tlsproxy.form import form
+
 # As many as for the mutants, which they kill; the fuzz form has the many.
 settings.register_profile("brief", deadline=None, max_examples=15, derandomize=bool(os.environ.get("CI")))
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
@@ -69,6 +72,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped in CI: {report.longrepr}"
     return report
+
+
+def pytest_configure() -> None:
+    """`make test-compiled` tests the compiled form, or nothing."""
+    wanted = os.environ.get("TLSPROXY_FORM", form())
+    if form() != wanted:
+        raise pytest.UsageError(f"the {form()} form of tlsproxy is imported, not the {wanted} one: {tlsproxy.__file__}")
 
 
 def pytest_unconfigure() -> None:

@@ -61,7 +61,7 @@ def test_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_stays_up_until_it_is_told(tmp_path: Path) -> None:
     """And what it prints to be tried is true of a running gateway: the very command is run here."""
     tool("curl")
-    command = [sys.executable, "-m", "tlsproxy", "demo", "--dir", str(tmp_path)]
+    command = [sys.executable, "-P", "-m", "tlsproxy", "demo", "--dir", str(tmp_path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRON | {"PYTHONUNBUFFERED": "1"}
     ) as demo:

@@ -26,7 +26,7 @@ COLOUR = re.compile(r"\x1b\[(\d+;)*(3\d|9\d)(;\d+)*m")
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tlsproxy", *arguments]
+    return [sys.executable, "-P", "-m", "tlsproxy", *arguments]
 
 
 def ran(*arguments: str) -> tuple[int, str, str]:

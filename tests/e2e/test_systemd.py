@@ -32,6 +32,8 @@ from support.systemd_machine import Machine, needs_machine
 from support.upstream import ScriptedUpstream
 from support.wheelhouse import wheelhouse
 
+from tlsproxy import __version__
+
 ROOT = Path(__file__).parents[2]
 PYTHON = "/usr/bin/python3"
 KEY = "a-key-that-only-root-can-read"
@@ -149,9 +151,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("tree")
     (tree / FOREIGN).parent.mkdir(parents=True)
     (tree / FOREIGN).write_text("mine")
-    done = make("install", tree, without_index(tmp_path_factory.mktemp("wheels")), PYTHON=PYTHON)
+    done = make("install", tree, without_index(tmp_path_factory.mktemp("wheels")), PYTHON=PYTHON, COMPILED="no")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"installed below {tree}\n"
+    assert done.stdout == f"installed below {tree}: tlsproxy, version {__version__} (plain)\n"
     assert done.stderr == f"{tree}/{FOREIGN} is somebody else's and is kept; ours is /opt/tlsproxy/{LINKED[-1]}\n"
     return tree
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,11 +30,11 @@ class BackgroundLoad:
         """``more`` is what else there is in a :class:`support.load_program.Spec`."""
         spec = {"directory": str(site.directory), "port": gateway.port, "clients": clients, "kept": kept, "new": new}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.load_program", json.dumps(spec | more)],
+            [sys.executable, "-P", "-m", "support.load_program", json.dumps(spec | more)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[1],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         )
         self.lines = Lines(self._process.stdout)
 

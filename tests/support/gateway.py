@@ -63,7 +63,7 @@ class Lines:
 
 def _started(command: list[str], environ: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tlsproxy", *command],
+        [sys.executable, "-P", "-m", "tlsproxy", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

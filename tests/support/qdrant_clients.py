@@ -55,7 +55,7 @@ class EmbeddedUpstream:
 @functools.cache
 def _urls() -> tuple[str, str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"],
+        [sys.executable, "-P", "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -68,6 +68,7 @@ def slots() -> list[dict[str, Any]]:
 def status(**more: Any) -> dict[str, Any]:
     told: dict[str, Any] = {
         "version": "0.1.0",
+        "form": "compiled",
         "readiness": {"ready": True, "state": "serving", "headline": "serving", "parts": {"reload": "ok"}},
         "generation": {
             "number": 4, "digest": "d" * 64, "built_at": NOW - 4000, "warnings": [f"ca.pem: {HOSTILE} expired"],

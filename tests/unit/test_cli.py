@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tlsproxy import __version__
 from tlsproxy.cli import main
+from tlsproxy.form import form
 
 CONFIG = """\
 service: {grpc_port: null, max_workers: 2}
@@ -59,12 +60,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_version() -> None:
-    assert done("--version") == f"tlsproxy, version {__version__}\n"
+    assert done("--version") == f"tlsproxy, version {__version__} ({form()})\n"
 
 
 def test_module_is_the_command() -> None:
-    result = subprocess.run([sys.executable, "-m", "tlsproxy", "--version"], capture_output=True, text=True, check=True)
-    assert result.stdout == f"tlsproxy, version {__version__}\n"
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "tlsproxy", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"tlsproxy, version {__version__} ({form()})\n"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tlsproxy.demo.upstream import main
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMMAND = (sys.executable, "-m", "tlsproxy.demo.upstream", "--rest-port", "0", "--grpc-port", "0")
+COMMAND = (sys.executable, "-P", "-m", "tlsproxy.demo.upstream", "--rest-port", "0", "--grpc-port", "0")
 POINTS = [
     models.PointStruct(
         id=n,

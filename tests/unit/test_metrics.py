@@ -16,6 +16,7 @@ from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.roles import Policy
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
+from tlsproxy.form import form
 from tlsproxy.metrics.families import FAMILIES, HANDSHAKE_BUCKETS, REQUEST_BUCKETS, WORKERS
 from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.metrics.prometheus import CONTENT_TYPE, Family, Series, exposed, exposition
@@ -301,7 +302,7 @@ def test_audit_build_and_process(metrics: Metrics) -> None:
     assert value(metrics, "tlsproxy_audit_queue_limit") == 9
     assert value(metrics, "tlsproxy_audit_lines_total") == 7
     assert value(metrics, "tlsproxy_audit_dropped_total") == 1
-    assert value(metrics, "tlsproxy_build_info", version=tlsproxy.__version__) == 1
+    assert value(metrics, "tlsproxy_build_info", version=tlsproxy.__version__, form=form()) == 1
     assert (value(metrics, "process_open_fds") or 0) > 0
 
 

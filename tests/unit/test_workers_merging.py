@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from tlsproxy.admin.readiness import OK, Readiness, degraded, not_ready
+from tlsproxy.form import form
 from tlsproxy.metrics.families import REQUESTS
 from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.metrics.prometheus import Series, exposition
@@ -74,7 +75,7 @@ def test_counters_are_summed_and_never_go_back(came: list[list[str]]) -> None:
     accepted = sum(outcomes.count("accepted") for outcomes in came)
     assert before.get(("tlsproxy_connections_total", (("outcome", "accepted"),)), 0) == accepted
     assert before["tlsproxy_connections", ()] == accepted
-    assert before["tlsproxy_build_info", (("version", "0.1.0"),)] == 1
+    assert before["tlsproxy_build_info", (("form", form()), ("version", "0.1.0"))] == 1
 
     # All of them die, and are replaced by one that has counted nothing.
     after = gone.copy()

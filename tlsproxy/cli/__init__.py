@@ -19,6 +19,7 @@ from typing import Final
 import click
 
 from tlsproxy import __version__
+from tlsproxy.form import form
 
 _COMMANDS: Final = {
     "init": ("init", "init"),
@@ -61,6 +62,6 @@ class _Commands(click.Group):
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="tlsproxy")
+@click.version_option(f"{__version__} ({form()})", prog_name="tlsproxy")
 def main() -> None:
     """A security gateway for Qdrant: mutual TLS, certificate roles, decisions in Qdrant's own terms, audit."""

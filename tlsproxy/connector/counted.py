@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tlsproxy import __version__
+from tlsproxy.form import form
 from tlsproxy.metrics import families
 from tlsproxy.metrics.prometheus import Series
 from tlsproxy.snapshot.lifetimes import Lifetime, ends_by_name
@@ -41,7 +42,7 @@ class Counted:
         return list(self._collect())
 
     def _collect(self) -> Iterator[Series]:
-        yield families.BUILD_INFO.keyed({__version__: 1})
+        yield families.BUILD_INFO.of([((__version__, form()), 1)])
         yield families.CONNECT_OPEN.keyed(self.open)
         yield families.CONNECT_CONNECTIONS.of(self.connections.items())
         yield families.CONNECT_BYTES.of(self.bytes.items())

@@ -23,6 +23,7 @@ from tlsproxy.config.problems import ConfigError
 from tlsproxy.connector.material import Material, Source
 from tlsproxy.connector.serving import Serving
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.form import form
 from tlsproxy.proxy.frontend.listener import Bound, address_of, bind
 from tlsproxy.service import logs
 from tlsproxy.service.expiry_log import ExpiryLog
@@ -133,7 +134,7 @@ class _Program:
         if health is not None and not isinstance(address_of(health), UnixSocket):
             url = f"http://{url}"
         write_ready_file(self._ready_file, {"listeners": addresses, "health": url or None})
-        _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
+        _log.info("tlsproxy %s (%s): serving %s", tlsproxy.__version__, form(), serving)
         if url:
             _log.info("serving health checks on %s", url)
         for warning in self._first.warnings:

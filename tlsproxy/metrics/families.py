@@ -29,7 +29,9 @@ REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 HANDSHAKE_BUCKETS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-BUILD_INFO: Final = _gauge("build_info", "always 1", "Version of the program.", "version")
+BUILD_INFO: Final = _gauge(
+    "build_info", "always 1", "Version of the program, and its form: compiled or plain.", "version", "form"
+)
 
 REQUESTS: Final = _counter(
     "requests",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tlsproxy
 from tlsproxy.audit.line import Refusal
 from tlsproxy.authz.locks import KINDS
+from tlsproxy.form import form
 from tlsproxy.metrics import families
 from tlsproxy.metrics.families import HANDSHAKE_BUCKETS, REQUEST_BUCKETS
 from tlsproxy.metrics.process import process_series
@@ -201,7 +202,7 @@ class Metrics:
         return [*self._collect(), *process_series()]
 
     def _collect(self) -> Iterator[Series]:
-        yield families.BUILD_INFO.keyed({tlsproxy.__version__: 1})
+        yield families.BUILD_INFO.of([((tlsproxy.__version__, form()), 1)])
         yield from self._collect_requests()
         yield from self._collect_connections()
         yield from self._collect_upstream()

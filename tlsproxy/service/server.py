@@ -34,6 +34,7 @@ from tlsproxy.config.listeners import HEALTH, listening, shown, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.proxy_protocol import balancers
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.form import form
 from tlsproxy.proxy.core.gateway import Event
 from tlsproxy.proxy.decision.affinity import KEY_SIZE
 from tlsproxy.proxy.frontend.listener import Bound, address_of, bind
@@ -297,7 +298,7 @@ class _Program:
         serving = ", ".join(
             f"{titles(one.where.protocols)} on {shown(one.where.protocols, one.address)}" for one in bound
         )
-        _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
+        _log.info("tlsproxy %s (%s): serving %s", tlsproxy.__version__, form(), serving)
         if bundle := view.bundle(self._bundles.status()):
             _log.info("%s", bundle)
         if admin is not None:

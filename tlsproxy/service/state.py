@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import tlsproxy
 from tlsproxy.admin.readiness import BUNDLE, RELOAD, SHARED, Part, Readiness, bundle_part, reload_part
 from tlsproxy.config.policy import confinement_text
+from tlsproxy.form import form
 from tlsproxy.metrics.recent import dated
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.service.clock_jumps import ClockJumps
@@ -91,6 +92,7 @@ class ServiceState:
         facts = await in_thread(_facts, generation)
         return {
             "version": tlsproxy.__version__,
+            "form": form(),
             "readiness": (await self.ready()).as_json(),
             "generation": {
                 "number": generation.number,

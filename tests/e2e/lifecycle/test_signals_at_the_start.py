@@ -57,7 +57,7 @@ def test_a_reload_is_remembered(site: Site) -> None:
 def test_a_reload_ends_no_import(tmp_path: Path) -> None:
     """The first of them that takes long is that of click."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nraise SystemExit(7)\n")
-    command = [sys.executable, "-m", "tlsproxy", "run"]
+    command = [sys.executable, "-P", "-m", "tlsproxy", "run"]
     ended = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, timeout=DEADLINE, check=False)
     assert ended.returncode == 7
 

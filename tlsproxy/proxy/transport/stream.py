@@ -180,8 +180,8 @@ class Stream:
         if not self._closing:
             try:
                 self._take(data)
-            except Exception as error:  # noqa: BLE001 - see _handler_failed
-                self._handler_failed(error)
+            except Exception as failure:  # noqa: BLE001 - see _handler_failed
+                self._handler_failed(failure)
 
     def _take(self, data: bytes) -> None:
         self.handler.data_received(data)
