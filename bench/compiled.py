@@ -38,13 +38,14 @@ def compile_form(directory: Path, say: Callable[[str], None]) -> None:
     else:
         return
     _stamp(directory).unlink(missing_ok=True)
+    digest = _digest(_ROOT)  # of before: sources may change meanwhile
     with tempfile.TemporaryDirectory() as place:
         wheel = _wheel(Path(place))
         venv.create(directory / "compiled", with_pip=True, clear=True)
         _pip(_python(directory), "install", "--constraint", str(_ROOT / "constraints.txt"), str(wheel))
     if not list((directory / "compiled").glob("lib/python*/site-packages/tlsproxy/**/*.so")):
         raise AbsentError("the wheel has no compiled module")
-    _stamp(directory).write_text(_digest(_ROOT))
+    _stamp(directory).write_text(digest)
 
 
 def _wheel(place: Path) -> Path:
@@ -59,7 +60,10 @@ def _wheel(place: Path) -> Path:
 def _pip(python: Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     environment = os.environ | {"TLSPROXY_COMPILED": "yes"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment)
+    except subprocess.TimeoutExpired:
+        raise AbsentError(f"it cannot be compiled: no end in {_TIMEOUT:.0f} s") from None
     if done.returncode:
         raise AbsentError(f"it cannot be compiled: {(done.stderr + done.stdout).strip()[-300:]}")
 

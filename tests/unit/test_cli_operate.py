@@ -120,7 +120,7 @@ def test_a_terminal_shows_what_the_page_shows() -> None:
         "serving\nrest on 0.0.0.0:6333", "generation 4", "last reload ok", "role search: access r → rw on docs",
         "restart needed: service.http_port", "30 days left", "expired 3 days ago", "12 revoked", "needs_write",
         "unknown_ca", "key nightly", "CN=Partner root", "certificate_revoked", "5.1 MiB out", "2027-01-14 09:46:45 UTC",
-        "3 connections (1 TLSv1.2, 2 TLSv1.3)", "rest TLSv1.2",
+        "3 connections, 1 TLSv1.2 and 2 TLSv1.3, to Qdrant", "rest TLSv1.2",
     ):  # fmt: skip
         assert told in text
     assert re.search(r"^search .*█.*\s5405\s+54\s+0\s+6\.9", text, re.MULTILINE)

@@ -71,7 +71,7 @@ def test_it_tells_what_an_operator_asks_first() -> None:
         "Restart needed: service.http_port", "qdrant.example.org", "30 days left", "expired 3 days ago", "12 revoked",
         "spiffe://example.org/search/web", "needs_write", "unknown_ca", "unidentified", "key nightly",
         "unverified CN=b", "CN=Partner root", "collection docs", "2027-01-15 08:00:05 UTC. Refreshes",
-        "3: 1 TLSv1.2, 2 TLSv1.3", "rest, TLSv1.2",
+        "3: 1 TLSv1.2 and 2 TLSv1.3", "rest, TLSv1.2",
     ):  # fmt: skip
         assert told in text
     document = checked(status())

@@ -81,6 +81,11 @@ class Connection:
     cipher: str
     group: str
 
+    @property
+    def older_tls(self) -> str:
+        """The TLS version where it is not the newest, as in a table: the rest need no word."""
+        return "" if self.tls == "TLSv1.3" else self.tls
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -202,11 +207,11 @@ def connections(section: Mapping[str, Any], *, with_ca: bool) -> list[Connection
 
 
 def tls_versions(status: Mapping[str, Any]) -> str:
-    """Connections by TLS version, the lowest first: `3 TLSv1.2, 40 TLSv1.3`. An older gateway reports none."""
+    """Connections by TLS version, the lowest first: `3 TLSv1.2 and 40 TLSv1.3`. An older gateway reports none."""
     counted: Counter[str] = Counter()
     for row in status.get("tls", ()):
         counted[row["version"]] += row["connections"]
-    return ", ".join(f"{count} {shown(version)}" for version, count in sorted(counted.items()))
+    return " and ".join(f"{count} {shown(version)}" for version, count in sorted(counted.items()))
 
 
 def refusals(section: Sequence[Mapping[str, Any]]) -> list[Refused]:

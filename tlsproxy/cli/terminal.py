@@ -186,7 +186,7 @@ def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:
     warnings = (view.shown(warning) for warning in generation["warnings"])
     yield from (Text(f"warning: {warning}", "yellow") for warning in warnings if warning not in headline)
     audit, upstream = status["audit"], status["upstream"]
-    versions = f" ({tls})" if (tls := view.tls_versions(status)) else ""
+    versions = f", {tls}" if (tls := view.tls_versions(status)) else ""
     dropped = f", {audit['dropped']} dropped" if audit["dropped"] else ""
     yield Text(
         f"{connections['open']} connections{versions}, to Qdrant {upstream['busy']} busy and {upstream['idle']} idle, "
@@ -256,7 +256,7 @@ def _connections(rows: Sequence[view.Connection], further: int, *, short: bool) 
             str(row.number),
             client,
             role,
-            " ".join(filter(None, (row.address, row.protocol, row.tls))),
+            " ".join(filter(None, (row.address, row.protocol, row.older_tls))),
             row.age,
             str(row.requests),
             row.transferred,
