@@ -17,6 +17,7 @@ from weakref import finalize
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MANY: Final = 500
 MOMENT: Final = 1.0
 """Seconds between the end of a large value and that of its parts."""
 
@@ -43,12 +44,15 @@ def _run(outcome: Future[T], work: Callable[[], T]) -> None:
 
 
 def free_in_parts(whole: object, parts: Iterable[object]) -> None:
-    """Have the ``parts`` of a value freed one by one in a thread, once nobody has the ``whole`` any more.
+    """Have the ``parts`` of a value freed one by one in a thread, once nobody has the ``whole`` any more, if they are
+    many.
 
     A graph of 100,000 objects is freed in one go by whoever drops the last reference, the event loop or another thread,
     and no thread runs meanwhile: 20 ms.
     """
-    finalize(whole, _free_in_thread, list(parts)).atexit = False
+    listed = list(parts)
+    if len(listed) >= MANY:
+        finalize(whole, _free_in_thread, listed).atexit = False
 
 
 def _free_in_thread(parts: list[object]) -> None:

@@ -60,12 +60,12 @@ def test_a_large_value_is_freed_in_parts_by_a_thread_once_nobody_has_it(monkeypa
     class Part:
         def __del__(self) -> None:
             freed.append(threading.get_ident())
-            if len(freed) == 100:
+            if len(freed) == threads.MANY:
                 ended.set()
 
     freed: list[int] = []
     ended = threading.Event()
-    whole = Whole([Part() for _ in range(100)])
+    whole = Whole([Part() for _ in range(threads.MANY)])
     free_in_parts(whole, whole.parts)
     kept = whole
     del whole

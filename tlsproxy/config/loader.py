@@ -28,6 +28,7 @@ from tlsproxy.config.positions import Position, Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
 from tlsproxy.config.shape import disclosed, known_at, lists, model_at, models_of, paths_of, sections, takes_url
+from tlsproxy.threads import free_in_parts
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -54,7 +55,7 @@ _TEXTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Loaded:
     """A parsed configuration. ``unused`` are Qdrant's keys that are accepted and have no effect.
 
@@ -65,6 +66,9 @@ class Loaded:
     unused: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
     files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        free_in_parts(self, (*self.config.identities, *self.config.roles.values()))
 
 
 def parse(data: bytes, path: Path, environ: Mapping[str, str], pieces: Sequence[Piece] = ()) -> Loaded:

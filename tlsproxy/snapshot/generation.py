@@ -95,10 +95,10 @@ class Generation:
     _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        policy, config, crls = self.policy, self.config, self.states.crls.values()
+        policy, crls = self.policy, self.states.crls.values()
         of_crls = (part for state in crls for part in (*state.value, *state.data))
-        rules = (*policy.rules, *policy.roles.values(), *config.identities, *config.roles.values())
-        free_in_parts(self, (*rules, *policy.locks, *self.states.locks.value.locks, *of_crls, *crls))
+        locks = (*policy.locks, *self.states.locks.value.locks)
+        free_in_parts(self, (*policy.rules, *policy.roles.values(), *locks, *of_crls, *crls))
 
     @property
     def protocols(self) -> tuple[HttpProtocol, ...]:
