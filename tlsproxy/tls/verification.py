@@ -98,7 +98,10 @@ def shake_hands(tls: ssl.SSLObject, judge: Judge) -> None:
         return
     finally:
         _now.judge = _now.failure = None
-    raise failure  # here it has no context
+    try:
+        raise failure  # here it has no context
+    finally:
+        del failure  # its traceback has this frame: a reference cycle
 
 
 def _failure(error: ssl.SSLCertVerificationError) -> BaseException:
