@@ -211,6 +211,13 @@ class Loop:
         return bool(soon)
 
 
+class Uncounted:
+    """Metrics that nobody reads."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
 class MemoryStream:
     """What a connection writes to and reads from. ``written`` is on its way to the end, ``coming`` from there."""
 
@@ -348,7 +355,7 @@ class Ends:
         return self.session.relay
 
     async def _gateway(self, generation: Generation) -> Gateway:
-        gateway = Gateway(generation, self.audit, MagicMock(), Deadlines(MagicMock()), lambda _event: None, _TABLE)
+        gateway = Gateway(generation, self.audit, Uncounted(), Deadlines(MagicMock()), lambda _event: None, _TABLE)
         self.manager = ConnectionManager(gateway, itertools.count(1))
         return gateway
 

@@ -15,7 +15,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from support.h2_harness import Audit, MemoryStream
+from support.h2_harness import Audit, MemoryStream, Uncounted
 from support.h2_harness import Loop as SoonLoop
 from support.relay_generation import KEYS
 from support.site import Site
@@ -114,13 +114,6 @@ class Promises(Audit):
 
     def read(self, _query: object, _largest: int) -> list[bytes]:
         return []
-
-
-class Uncounted:
-    """Metrics that nobody reads."""
-
-    def __getattr__(self, _name: str) -> Callable[..., None]:
-        return lambda *_: None
 
 
 class Stream(MemoryStream):

@@ -58,7 +58,21 @@ def names_of_patterns(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node)
 
 
-RULES: list[Callable[[ast.AST], Iterator[str]]] = [names_of_two_errors, chained_assignments, names_of_patterns]
+def copied_instances(tree: ast.AST) -> Iterator[str]:
+    """`copy.copy(entry)` makes the instance by its class without arguments there, which is a TypeError."""
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.ImportFrom) and node.module == "copy") or (
+            isinstance(node, ast.Import) and any(name.name == "copy" for name in node.names)
+        ):
+            yield ast.unparse(node)
+
+
+RULES: list[Callable[[ast.AST], Iterator[str]]] = [
+    names_of_two_errors,
+    chained_assignments,
+    names_of_patterns,
+    copied_instances,
+]
 
 
 @rows("rule", RULES, ids=lambda rule: rule.__name__)
@@ -73,6 +87,7 @@ def test_no_compiled_module_has_code_that_mypyc_gives_another_meaning(
     [
         (names_of_two_errors, "def f():\n try: g()\n except KeyError as e: h(e)\n except ValueError as e: i(e)"),
         (chained_assignments, "node.next = node = made()"),
+        (copied_instances, "from copy import copy"),
         (names_of_patterns, "match x:\n case {'a': dict(inner)} as whole: f(inner, whole)"),
     ],
 )

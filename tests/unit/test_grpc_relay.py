@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from copy import copy
 
 import pytest
 from support.h2_harness import ANSWERED, Ends, Fields, Sent, in_memory, prefixed
@@ -199,7 +198,7 @@ def test_a_turn_is_written_as_one_however_busy_its_account_is(ends: Ends, monkey
     begun(ends)
     answering(ends, collections("docs"))
     assert ends.up is not None
-    scheduler, neighbour = ends.gateway.scheduler, copy(ends.relay.entry)
+    scheduler, neighbour = ends.gateway.scheduler, ends.relay.entry.beside()
     written: list[str] = []
     for side, stream in (("up", ends.up), ("down", ends.down)):
         write = stream.write
@@ -346,6 +345,7 @@ def test_the_body_of_a_request_of_rest_is_taken_to_its_end(ends: Ends) -> None:
     calls_work(ends)
 
 
+@pytest.mark.plain  # the limit is a constant, which is compiled in
 def test_a_longer_body_is_reset(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "DROPPED", 100_000)
     stream = ends.client.open(rest())

@@ -45,6 +45,12 @@ class Standing:
         self._admitted |= self.principal.refusal is None
         self.refusal: Decision | None = _ended(reason) if reason else None
 
+    def under(self, generation: Generation, now: float) -> Standing:
+        """That of the same client as it would be under another generation."""
+        other = Standing(generation, self._peer, now)
+        other._admitted |= self._admitted
+        return other
+
     @property
     def identity(self) -> Identity | None:
         return self.principal.identity

@@ -128,6 +128,22 @@ class Entry:
         self.expel_at = float("inf")
         self.account = _account(standing, address)
 
+    def beside(self) -> Entry:
+        """Another one of the same connection, with counts of its own."""
+        other = Entry(
+            self.number,
+            self.protocol,
+            self.address,
+            self.standing,
+            self.opened,
+            route=self.route,
+            via=self.via,
+            negotiated=self.negotiated,
+        )
+        other.account, other.session, other.key = self.account, self.session, self.key
+        other.end_reason, other.end_audited, other.expel_at = self.end_reason, self.end_audited, self.expel_at
+        return other
+
     def count(self, bytes_in: int, bytes_out: int, key: str) -> None:
         """Adds a request that has ended."""
         self.requests += 1

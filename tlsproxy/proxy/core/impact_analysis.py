@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
@@ -106,7 +105,7 @@ def affected(
     """Effect of publishing ``candidate`` on a client that ``present`` admits; nothing if there is none."""
     if _refusal(standing, seen.route, present, now):
         return
-    after = copy(standing)
+    after = standing.under(candidate, now)
     reason = _refusal(after, seen.route, candidate, now)
     if not reason and _moves(seen.route, present, candidate):
         reason = MOVED
@@ -117,7 +116,7 @@ def affected(
 
 def interrupted(seen: Seen, session: Busy, standing: Standing, outlook: Outlook, now: float) -> Iterator[Affected]:
     """Requests and calls that would end on a connection that stays."""
-    for reason in session.losses(outlook, copy(standing), now):
+    for reason in session.losses(outlook, standing.under(outlook.generation, now), now):
         yield _affected(seen, standing, standing.principal.role, reason)
 
 

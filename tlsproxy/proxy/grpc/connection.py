@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from copy import copy
 from typing import Final, cast
 
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamTimeout
@@ -209,7 +208,7 @@ class GrpcConnection:
             return
         if self.relay.calls:
             former = Former(self)
-            former.half = GrpcConnection(self.gateway, self._upstreams, former, copy(self.entry), lambda: None)
+            former.half = GrpcConnection(self.gateway, self._upstreams, former, self.entry.beside(), lambda: None)
             former.half.succeed(self, side)
             self.formers.append(former)
             self.settings.formers.append(former.half.settings)
@@ -235,7 +234,6 @@ class GrpcConnection:
         self._move(LEAVE)
         relay.former = relay.measured = True
         self.client.skip_greeting()
-        self.entry.requests = self.entry.bytes_in = self.entry.bytes_out = 0
         self.last_sweep = client.last_sweep
         self.settings.told_window = client.settings.told_window
         relay.take_over(client.relay)
