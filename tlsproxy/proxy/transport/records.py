@@ -77,7 +77,7 @@ class Records:
                 data = read(RECORD)
                 records.append(data)
                 ended = not data
-            return b"".join(records), ended, outgoing.read()
+            return b"".join(records), ended, outgoing.read() if outgoing.pending else b""
         except ssl.SSLWantReadError:
             return b"".join(records), False, outgoing.read()
         except ssl.SSLZeroReturnError:  # a close_notify after ours; without ours nothing is raised
@@ -85,8 +85,9 @@ class Records:
         except ssl.SSLError as error:
             return b"".join(records), error.with_traceback(None), outgoing.read()
         finally:
-            incoming.read()
-            outgoing.read()
+            if incoming.pending or outgoing.pending:
+                incoming.read()
+                outgoing.read()
 
     def sealed(self, data: Content | memoryview) -> bytes:
         """The data encrypted."""
@@ -95,9 +96,10 @@ class Records:
             return b"".join([self.sealed(view[at : at + SEALED]) for at in range(0, len(data), SEALED)])
         try:
             self.tls.write(data)
-            return self._outgoing.read()
-        finally:
+        except BaseException:
             self._outgoing.read()
+            raise
+        return self._outgoing.read()
 
     def goodbye(self) -> bytes:
         """A close_notify, which tells an end from a cut (RFC 8446 §6.1)."""
