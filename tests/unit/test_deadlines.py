@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from tlsproxy.proxy.transport import deadlines as module
-from tlsproxy.proxy.transport.deadlines import NEVER, Deadlines
+from tlsproxy.proxy.transport.deadlines import NEVER, SLICE, Deadlines
+
+CLOCK = SimpleNamespace(now=1000.0)
 
 
 class Stream:
@@ -30,6 +32,7 @@ class Stream:
         self._done("looked")
 
     def _done(self, what: str) -> None:
+        CLOCK.now += 2 * SLICE
         self.deadline = NEVER
         self.did.append(what)
         if self.ends is not None:
@@ -38,8 +41,8 @@ class Stream:
 
 @pytest.fixture(autouse=True)
 def _one_in_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SLICE", 0.0)
-    monkeypatch.setattr(module, "TICK", 3600.0)
+    """The clock stands but for what streams take, each longer than a slice."""
+    monkeypatch.setattr(time, "monotonic", lambda: CLOCK.now)
 
 
 @pytest.mark.parametrize("what", ["expired", "rearmed", "looked"])
