@@ -57,7 +57,7 @@ test-compiled: .venv/installed-test
 	MYPYC_OPT_LEVEL=1 $(MAKE) --no-print-directory wheel COMPILED=yes
 	$(BIN)/python -m venv --without-pip build/compiled
 	$(BIN)/pip --quiet --disable-pip-version-check --python $(COMPILED_PYTHON) install --no-deps dist/*.whl
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)", sep="\n")' \
 		> "$$($(COMPILED_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
 	$(COMPILED_PYTHON) -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not plain" $(PYTEST_ARGS)
 

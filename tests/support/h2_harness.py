@@ -33,6 +33,7 @@ from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.facts import CollectionFacts
+from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.snapshot.generation import Generation
 
 Fields = list[tuple[str, str]]
@@ -327,15 +328,7 @@ class Ends:
         self.gateway.scheduler = Scheduler(self.loop)
         self.down = MemoryStream(None)
         entry = self.manager.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
-        self.resting: set[Any] = set()
-        pool = SimpleNamespace(
-            rests=self.resting.add,
-            stirs=self.resting.discard,
-            trim=lambda _coming=None: None,
-            waits_for_nodes=False,
-            leave_nodes=lambda _holder: None,
-            serve_nodes=lambda: None,
-        )
+        pool = Pool(self.gateway)
         self.examples = HeldQuestions()
         facts = CollectionFacts(self.gateway, pool)
         upstreams = SimpleNamespace(pool=pool, points=None, facts=facts, examples=self.examples)

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
@@ -176,22 +175,6 @@ class RestEnds:
             self.gateway = runner.run(self._gateway(generation))
         self.gateway.loop = self.loop  # type: ignore[assignment]
         self.gateway.scheduler = Scheduler(self.loop)  # type: ignore[arg-type]
-        self.taken: list[tuple[int, ...]] = []
-        self.given: Counter[int] = Counter()
-        release = self.gateway.limiter.release
-
-        def released(held: tuple[int, ...]) -> None:
-            self.given[id(held)] += 1
-            release(held)
-
-        def counted(*charged: Any, count: Any = self.gateway.limiter.count) -> Any:
-            outcome = count(*charged)
-            if isinstance(outcome, tuple) and outcome:
-                self.taken.append(outcome)
-            return outcome
-
-        self.gateway.limiter.release = released  # type: ignore[method-assign]
-        self.gateway.limiter.count = counted  # type: ignore[method-assign]
         self.ups: list[Stream] = []
         self.no_socket = False
         self.records: list[Record[Any]] = []
@@ -200,8 +183,8 @@ class RestEnds:
         self.ended = 0
 
     async def _gateway(self, generation: Generation) -> Gateway:
-        table = LimitTable.private()
-        gateway = Gateway(generation, self.audit, Uncounted(), Deadlines(MagicMock()), lambda _event: None, table)
+        self.table = LimitTable.private()
+        gateway = Gateway(generation, self.audit, Uncounted(), Deadlines(MagicMock()), lambda _event: None, self.table)
         self.manager = ConnectionManager(gateway, itertools.count(1))
         return gateway
 

@@ -10,6 +10,8 @@ import pytest
 from tlsproxy.errors import AuditUnavailable
 from tlsproxy.proxy.core.audit_gate import SLICE, AuditGate
 
+pytestmark = pytest.mark.plain  # stand-ins for compiled classes
+
 TIMEOUT = 5.0
 
 

@@ -14,6 +14,8 @@ from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.jitter import FEW
 from tlsproxy.proxy.core.wall_clock import Clock
 
+pytestmark = pytest.mark.plain  # stand-ins for compiled classes
+
 EACH = 10
 """Connections in a slice."""
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import orjson
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,6 +17,7 @@ from tlsproxy.proxy.frontend.handshake import AcceptedConnection, Origin, _field
 from tlsproxy.tls.verify_errors import described
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 def test_a_session_that_is_resumed_all_the_same_is_ended() -> None:
     """Where the C library cannot be told to keep none: nobody is let in whose certificate was not verified now."""
     lines: list[str] = []

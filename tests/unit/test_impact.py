@@ -145,6 +145,7 @@ class Bench:
 OPTIONAL = {"verify_https_client_certificate": False, "unmapped_certificate": "deny"}
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_manager, "SLICE", 0.0)
     made = site(tmp_path)
@@ -187,6 +188,7 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
     asyncio.run(run())
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 def test_whom_a_publication_concerns_is_counted_by_role(tmp_path: Path) -> None:
     made = site(tmp_path)
     service = {**OPTIONAL, "api_key": "a-key"}
@@ -216,6 +218,7 @@ def test_whom_a_publication_concerns_is_counted_by_role(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     made.configure(service={"unmapped_certificate": "deny"})
@@ -244,6 +247,7 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
     asyncio.run(run())
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 def test_relayed_connections_follow_allow_and_upstream(tmp_path: Path) -> None:
     made = site(tmp_path)
 

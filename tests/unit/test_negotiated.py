@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.tls.negotiated import UNKNOWN, Negotiated, negotiated
 
@@ -34,6 +36,7 @@ def test_a_handshake_that_has_not_ended_agreed_on_nothing() -> None:
     assert UNKNOWN.fields() == {}
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 def test_members_of_an_audit_line() -> None:
     standing: Any = SimpleNamespace(identity=None, principal=None)
     bare = Entry(1, "rest", "192.0.2.1", standing, 0.0)

@@ -90,6 +90,7 @@ def decided(plan: Plan, body: bytes) -> Plan:
     return Plan("", "", read.decision, LINE, Relayed(b""), body_facts=read.facts, queries=plan.queries)
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 @pytest.mark.fuzz
 @given(bounded, bounded, st.sampled_from(REQUESTS), st.sampled_from(BODIES))
 def test_of_rest(before: Admission, now: Admission, request: tuple[str, str], body: bytes) -> None:
@@ -134,6 +135,7 @@ def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> Ca
     return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=facts)
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 @pytest.mark.fuzz
 @given(
     bounded,
@@ -164,6 +166,7 @@ def test_of_grpc(before: Admission, now: Admission, path: str, named: tuple[str,
         assert not (fresh.decision.allowed and confined and known and met and reduced)
 
 
+@pytest.mark.plain  # stand-ins for compiled classes
 def test_an_unread_body_under_a_new_policy() -> None:
     """It was not read, as nothing required that; the reason is the policy."""
     before = Rights(GlobalMode.R)

@@ -9,11 +9,14 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.frontend.rejections import KINDS, Rejections
+
+pytestmark = pytest.mark.plain  # stand-ins for compiled classes
 
 
 def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:

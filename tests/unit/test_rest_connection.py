@@ -206,7 +206,7 @@ class Run:
         assert ends.audit.promised == 0
         assert (ends.gateway.memory.held, ends.gateway.memory.waiting) == (0, 0)
         assert (ends.gateway.places.held, ends.gateway.places.waiting) == (0, 0)
-        assert Counter(map(id, ends.taken)) == ends.given
+        assert not any(ends.table._own), "requests in flight; one that is given back twice is a ValueError"
         assert ends.pool.counts == (0, 0, 0)
         assert ends.gateway.scheduler.waiting == {}
         assert ends.ended == len(self.streams)

@@ -42,9 +42,7 @@ ROWS = tuple(
 
 @pytest.fixture(autouse=True)
 def _table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "REST", ROWS[:6])
-    monkeypatch.setattr(router, "OWN", ROWS[6:])
-    monkeypatch.setattr(router, "_ROUTES", router._routes())
+    monkeypatch.setattr(router, "_ROUTES", router._routes(ROWS))
 
 
 @pytest.mark.parametrize(

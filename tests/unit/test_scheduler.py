@@ -21,6 +21,8 @@ from tlsproxy.proxy.rest.exchange import Exchange
 from tlsproxy.proxy.rest.link import ClientLink
 from tlsproxy.wire.cooperative import Steps
 
+pytestmark = pytest.mark.plain  # stand-ins for compiled classes
+
 KINDS = pytest.mark.parametrize("kind", ["call", "exchange"])
 
 

@@ -5,6 +5,8 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.proxy.core.balancer import Balancer
@@ -16,6 +18,8 @@ from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.qdrant.timeouts import SNAPSHOT
 from tlsproxy.snapshot.nodes import Node, Upstream
 from tlsproxy.wire.http1_response import ResponseHead
+
+pytestmark = pytest.mark.plain  # stand-ins for compiled classes
 
 RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 

@@ -7,6 +7,7 @@ route does not exist, as in Qdrant: the response is 404, never 405, and HEAD is 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,9 +43,9 @@ class _Node:
     tail: Operation | None = None
 
 
-def _routes() -> dict[str, _Node]:
+def _routes(operations: Iterable[Operation]) -> dict[str, _Node]:
     roots: dict[str, _Node] = {}
-    for operation in (*REST, *OWN):
+    for operation in operations:
         node = roots.setdefault(operation.method, _Node())
         for segment in operation.path.split("/")[1:]:
             if segment == "{tail...}":
@@ -61,7 +62,7 @@ def _routes() -> dict[str, _Node]:
     return roots
 
 
-_ROUTES = _routes()
+_ROUTES = _routes((*REST, *OWN))
 
 
 def recognise(method: str, target: str) -> Recognised:
