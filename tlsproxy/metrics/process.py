@@ -22,22 +22,26 @@ def process_series() -> list[Series]:
 
 
 def _sample(reading: Callable[[], tuple[float, ...]], number: int) -> Iterator[tuple[tuple[()], float]]:
-    yield (), reading()[number]
+    if values := reading():
+        yield (), values[number]
 
 
 def _reading() -> tuple[float, ...]:
-    """Values of the families in their order."""
-    # The command's name comes second, in brackets, and may hold anything; field 3 is the first behind it.
-    fields = Path("/proc/self/stat").read_text("latin-1").rpartition(")")[2].split()
-    booted = next(
-        int(line.split()[1]) for line in Path("/proc/stat").read_text("ascii").splitlines() if line.startswith("btime ")
-    )
+    """Values of the families in their order; none where /proc cannot be read, e.g. without a free descriptor."""
+    try:
+        # The command's name comes second, in brackets, and may hold anything; field 3 is the first behind it.
+        fields = Path("/proc/self/stat").read_text("latin-1").rpartition(")")[2].split()
+        lines = Path("/proc/stat").read_text("ascii").splitlines()
+        descriptors = sum(1 for _ in os.scandir("/proc/self/fd"))
+    except OSError:
+        return ()
+    booted = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
     ticks = os.sysconf("SC_CLK_TCK")
     return (
         float(fields[20]),
         float(fields[21]) * resource.getpagesize(),
         booted + float(fields[19]) / ticks,
         (float(fields[11]) + float(fields[12])) / ticks,
-        float(sum(1 for _ in os.scandir("/proc/self/fd"))),
+        float(descriptors),
         float(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
     )
