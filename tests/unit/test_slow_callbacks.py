@@ -161,7 +161,7 @@ def test_times(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-@rows("text", ["10", "ten", "0ms", "-1ms", "1 h", "10 ms", "10MS", "ms", "1e3ms", "nan s"])
+@rows("text", ["10", "ten", "0ms", "-1ms", "1 h", "10 ms", "10MS", "ms", "1e3ms", "nan s", "١٠ms", "9" * 400 + "s"])
 def test_mistakes_say_what_to_write(text: str) -> None:
     with pytest.raises(ConfigError) as raised:
         seconds_of(text)

@@ -44,7 +44,7 @@ _SCHEDULING: Final = {
     "add_signal_handler": 1,
 }
 """Methods of a loop that take a callback, with its position. A task schedules its steps by the first."""
-_FORM: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s)")
+_FORM: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s)")
 _PACKAGE: Final = Path(__file__).parents[1]
 _OURS: Final = f"{_PACKAGE}/"
 
