@@ -130,6 +130,19 @@ def test_a_second_publication_begins_anew_and_a_tick_does_not() -> None:
     asyncio.run(run())
 
 
+def test_publications_that_follow_each_other_delay_no_connection() -> None:
+    """The rest of the review before comes first."""
+
+    async def run() -> None:
+        bench = Bench(95)
+        for _ in range(11):
+            bench.manager.review()
+        assert bench.asked == 95
+        await bench.until_all_are_looked_at()
+
+    asyncio.run(run())
+
+
 def test_who_has_left_meanwhile_is_not_asked() -> None:
     async def run() -> None:
         bench = Bench(25)

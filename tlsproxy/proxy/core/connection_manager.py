@@ -345,10 +345,13 @@ class ConnectionManager:
         self._gateway.loop.call_soon(self.review)  # after the publication is logged
 
     def review(self) -> None:
-        """Judges all connections, in slices. Those opened after this call need not be."""
+        """Judges all connections, in slices. Those opened after this call need not be.
+
+        Those that the review before did not come to are the first, so that frequent publications delay none of them.
+        """
         if self._slice is not None:
             self._slice.cancel()
-        self._to_judge, self._ending_together = iter(list(self._entries)), 0
+        self._to_judge, self._ending_together = iter(dict.fromkeys([*self._to_judge, *self._entries])), 0
         self._look()
 
     def _look(self) -> None:
