@@ -16,9 +16,11 @@ from snapshot_site import ROOT, SnapshotSite, site
 from tlsproxy.audit.files import Turn
 from tlsproxy.audit.log import NoAudit
 from tlsproxy.errors import FailureKind
+from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service.workers import supervisor as module
+from tlsproxy.service.workers.merged_metrics import report
 from tlsproxy.service.workers.process import WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.snapshot_codec import EncodedGeneration, decode, encode
 from tlsproxy.service.workers.supervisor import NeverServed, Supervisor, WorkerSlot
@@ -325,6 +327,30 @@ def test_numbers_find_their_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             for number in range(1, 8):
                 assert await bench.supervisor.cut(number)
             assert asked == [(1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6), (1, 7)]
+
+    asyncio.run(run())
+
+
+def test_the_metrics_of_one_that_has_ended_are_not_those_of_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered, and was replaced before another answered."""
+    counted = Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0, 0), limits=lambda: (0, 0))
+    counted.connection("accepted")
+
+    async def run() -> None:
+        async with running(site(tmp_path)) as bench:
+
+            async def ask(self: Scripted, do: str, *, deadline: float) -> bytes:
+                assert (do, deadline > 0) == ("metrics", True)
+                if self.number == 2:
+                    next(one for one in Scripted.made if one.number == 1).over.set()
+                    await bench.replaced(3)
+                return report(counted.series())
+
+            monkeypatch.setattr(Scripted, "ask", ask)
+            body, _ = await bench.supervisor.metrics()
+            assert b'tlsproxy_connections_total{outcome="accepted"} 1.0\n' in body
 
     asyncio.run(run())
 

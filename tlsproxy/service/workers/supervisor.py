@@ -428,10 +428,10 @@ class Supervisor:
 
     async def metrics(self) -> tuple[bytes, str]:
         """Merged in a thread. Another call begins after this one has ended."""
-        bodies = {worker.number: body for worker, body in await self._gather("metrics")}
+        answers = dict(await self._gather("metrics"))
         for slot in self._slots:
-            if slot.serving is not None:
-                slot.report = bodies.get(slot.number, slot.report)
+            if slot.process is not None:  # perhaps the successor of one that has answered
+                slot.report = answers.get(slot.process, slot.report)
         reports = {f"worker {slot.number}": slot.report for slot in self._slots}
         ended = tuple(self._ended_reports)
         body, self._ended_totals = await in_thread(merged, self._own_series(), reports, self._ended_totals, ended)
