@@ -133,6 +133,74 @@ def test_the_wall_clock_tells_dates_and_nothing_that_lasts() -> None:
     assert found - DATES.keys() == set()
 
 
+NOUNS_OF_REQUESTS = {
+    "Asked", "BodyDecision", "BodyFacts", "CallHead", "CallPlan", "Caller", "HeadDecision", "LimitCheck", "Plan",
+    "Prepared", "Recognised", "Reduced", "Relayed", "RequestHead", "RequestTarget", "ResponseHead", "Ruling", "Said",
+    "Unread",
+}  # fmt: skip
+
+
+def changes(tree: ast.Module, nouns: dict[str, set[str]]) -> Iterator[str]:
+    """Assignments to a field of what is named, annotated or made as one of the nouns in this module, or in its class.
+
+    Without types: `plan.length = 1` and `self.record.plan.length = 1` are found where `plan` is a Plan anywhere here.
+    """
+    named: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.arg(arg=name, annotation=ast.expr() as kind)
+                | ast.AnnAssign(target=ast.Name(id=name) | ast.Attribute(attr=name), annotation=kind)
+            ):
+                pass
+            case ast.Assign(targets=[ast.Name(id=name) | ast.Attribute(attr=name)], value=ast.Call(func=kind)):
+                pass
+            case ast.ClassDef(name=kind, body=body) if kind in nouns:
+                for part in body:
+                    yield from stores(part, {"self": nouns[kind]})
+                continue
+            case _:
+                continue
+        for inner in ast.walk(kind):
+            if isinstance(inner, ast.Name) and inner.id in nouns:
+                named.setdefault(name, set()).update(nouns[inner.id])
+    yield from stores(tree, named)
+
+
+def stores(tree: ast.AST, named: dict[str, set[str]]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
+            if node.attr in named.get(owner, ()):
+                yield ast.unparse(node)
+
+
+def test_nouns_of_requests_are_never_changed() -> None:
+    one_of_them = re.compile(rf"\b(?:{'|'.join(NOUNS_OF_REQUESTS)})\b")
+    modules = [module for module in MODULES if one_of_them.search(source(module))]
+    nouns: dict[str, set[str]] = {}
+    for module in modules:
+        for node in parsed(module).body:
+            if isinstance(node, ast.ClassDef) and node.name in NOUNS_OF_REQUESTS:
+                fields = {ast.unparse(part.target) for part in node.body if isinstance(part, ast.AnnAssign)}
+                nouns[node.name] = fields
+    assert nouns.keys() == NOUNS_OF_REQUESTS
+    assert {module: found for module in modules if (found := list(changes(parsed(module), nouns)))} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(plan: Plan | None):\n plan.length = 1",
+        "def f(record):\n head: Plan = g()\n record.head.length += 1",
+        "head = Plan(1)\ndel head.length",
+        "class Plan:\n length: int\n def f(self):\n  self.length, x = 1, 2",
+    ],
+)
+def test_a_change_of_a_noun_is_found(code: str) -> None:
+    assert len(list(changes(ast.parse(code), {"Plan": {"length"}}))) == 1
+
+
 def test_architecture_names_tests_and_modules_that_exist() -> None:
     places = "|".join(["tests", "tlsproxy", *(path.name for path in (ROOT / "tlsproxy").iterdir() if path.is_dir())])
     named = set(re.findall(rf"`((?:{places})/\w[\w/]*\.py)`", _architecture()))

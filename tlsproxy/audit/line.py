@@ -42,7 +42,7 @@ _DIGITS: Final = tuple(f"{number:03d}" for number in range(1000))
 """Three digits by look-up: a tenth of the cost of formatting."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """The caller in an audit line. Empty fields do not apply, and are omitted.
 
@@ -66,7 +66,7 @@ class Caller:
     token_groups: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
     """The parts of an audit line that are the same for all requests with one head and caller, rendered once.
 

@@ -128,7 +128,9 @@ def joined(principal: Principal, policy: Policy, credential: Credential | None) 
         if isinstance(rights, Decision):
             return rights
         principal = replace(principal, rights=rights)
-    return Admission(principal, replace(credential, claims={}) if credential is not None else None)
+    if credential is not None and credential.claims:
+        credential = replace(credential, claims={})
+    return Admission(principal, credential)
 
 
 def _credential(principal: Principal, policy: Policy, presented: str, now: float) -> Credential | Decision:

@@ -58,7 +58,7 @@ GRPC_OVER_HTTP_1: Final = Decision(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeadDecision:
     """``decision`` is :data:`UNREAD` where it depends on the body (:func:`deciding_body`).
 
@@ -78,7 +78,7 @@ BEYOND_POLICY: Final = forbidden("query_policy", "The request is beyond what its
 NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to the points that its caller may use now")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BodyFacts:
     """Facts of a body that was decided on: the names in it, the confinements that it was written anew for, and the
     query policy.
@@ -158,7 +158,7 @@ def needs_names(rights: tuple[Rights, ...], operation: Operation) -> bool:
     return (operation.names_others or operation.names_changed) and any(one.limited for one in rights)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BodyDecision:
     """``body`` is to be sent instead of the one that was read; None: that one, unchanged. ``reducer`` reduces the
     answer, which is passed on as it is without one. ``confined``: the request was confined to the caller's points.

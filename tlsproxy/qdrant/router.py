@@ -22,7 +22,7 @@ _ELSEWHERE = re.compile(r"[/\\].*|(?:.*[/\\])?\.\.?(?:[/\\].*)?", re.DOTALL)
 """A file's name that leads out of its directory, as `..%2Fother%2Fx.snapshot` and `%2Fetc%2Fpasswd` do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recognised:
     """A routed request. ``operation`` is None without a row in the table."""
 

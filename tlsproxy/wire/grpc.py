@@ -7,7 +7,7 @@ understood. What is well-formed but no gRPC is refused in words.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.errors import BadRequest, HeadTooLarge
@@ -64,7 +64,7 @@ _OURS: Final = frozenset((b"host", b"te", b"content-type", b"content-length"))
 """Fields that are stated anew, or that end here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallHead:
     """``path`` is the method's, ``/package.Service/Method``. ``fields`` are the regular ones, names in lower case."""
 
@@ -85,7 +85,7 @@ class CallHead:
         return None
 
     def without(self, *names: bytes) -> CallHead:
-        return replace(self, fields=tuple(field for field in self.fields if field[0] not in names))
+        return CallHead(self.path, tuple(field for field in self.fields if field[0] not in names), self.authority)
 
 
 class NotGrpc(BadRequest):
@@ -234,7 +234,7 @@ def restate_call(head: CallHead, *, upstream: Fields, upstream_key: bytes | None
 _BAD_GATEWAY: Final = frozenset((b"502", b"503", b"504"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Said:
     """A field block of an answer: its beginning, or else its trailers. ``status`` is gRPC's, or None.
 

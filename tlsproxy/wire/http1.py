@@ -47,7 +47,7 @@ _ONCE = frozenset(
 _KEPT_BY_CONNECTION = frozenset((b"host", b"content-length", b"content-type", b"content-encoding", b"expect"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestHead:
     """A parsed request head. Field names are lower case; values are stripped of white space.
 
@@ -76,7 +76,8 @@ class RequestHead:
         return None
 
     def without(self, *names: bytes) -> RequestHead:
-        return replace(self, fields=tuple(field for field in self.fields if field[0] not in names))
+        kept = tuple(field for field in self.fields if field[0] not in names)
+        return RequestHead(self.method, self.target, kept, self.host, self.length, self.options, self.expects_continue)
 
     def with_length(self, size: int) -> RequestHead:
         """The same request with a body that was received whole: a length instead of chunks, and no Expect."""
@@ -84,7 +85,7 @@ class RequestHead:
             return self
         head = self.without(b"content-length", b"expect")
         fields = (*head.fields, (b"content-length", b"%d" % size))
-        return replace(head, fields=fields, length=size, expects_continue=False)
+        return RequestHead(head.method, head.target, fields, head.host, size, head.options, expects_continue=False)
 
     def of_json(self, method: str) -> RequestHead:
         """The same request by this method, with a body that is JSON as it stands."""

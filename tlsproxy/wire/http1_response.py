@@ -46,7 +46,7 @@ _NO_CONTENT: Final = 204
 _BODILESS = frozenset((_NO_CONTENT, 304))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResponseHead:
     """``fields`` are the field lines to forward. ``length`` is that of the body on the connection: a size, ``CHUNKED``
     or ``UNTIL_CLOSE``. ``keep``: the upstream connection may be used again. ``ends``: the client's may not.

@@ -25,7 +25,7 @@ _QUERY = re.compile(r"(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?\[\]|{}^`]|%[0-9A-Fa-f]{2
 _PLAIN = re.compile(r"(?:/[0-9A-Za-z\-_~]+)+|/")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestTarget:
     """``segments`` are decoded and not empty; ``path`` is canonical; ``query`` is as sent, without its ``?``."""
 

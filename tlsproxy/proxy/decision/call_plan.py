@@ -75,7 +75,7 @@ def grpc_status(decision: Decision) -> int:
     return _GRPC.get(decision.status, GrpcStatus.INTERNAL).value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Asked:
     """Inputs of a plan, for a plan that may take its place. Compared by identity, as the key of a memo.
 
@@ -113,7 +113,7 @@ class Asked:
         return self.rebuilt or bool(self.queries)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallPlan:
     """``block`` are the fields to send upstream, short of the connection's own; empty where the call is refused.
 
@@ -274,17 +274,16 @@ class CallPlans:
     def _judge(self, asked: Asked, collection: str | None, names: BodyNames) -> CallPlan:
         confined = bool(asked.confinements)
         decision = decide_message(asked.admission, asked.operation, collection, names, confined=confined)
-        plan = self._plan(
+        held = asked.confinements if asked.operation.reads else without_public(asked.confinements)
+        return self._plan(
             asked.admission.principal,
             asked.head,
             asked.operation,
             asked.admission,
             HeadDecision(decision, asked.listing),
-            collection=collection,
+            facts=BodyFacts(names, held, collection, asked.queries),
             rebuilt=asked.rebuilt,
         )
-        held = asked.confinements if asked.operation.reads else without_public(asked.confinements)
-        return replace(plan, body_facts=BodyFacts(names, held, collection, asked.queries))
 
     def _plan(
         self,
@@ -294,7 +293,7 @@ class CallPlans:
         admission: Admission | None,
         judgement: HeadDecision,
         *,
-        collection: str | None = None,
+        facts: BodyFacts | None = None,
         rebuilt: bool = False,
     ) -> CallPlan:
         decision, listing = judgement.decision, judgement.listing
@@ -329,7 +328,7 @@ class CallPlans:
                 decision,
                 method=operation.audit_method if operation is not None else None,
                 api=head.path if self._log_api or not decision.allowed else None,
-                collection=collection,
+                collection=facts.collection if facts is not None else None,
                 probe=operation is not None and operation.probe and not self._audit_probes,
             ),
             block=block,
@@ -338,6 +337,7 @@ class CallPlans:
             exists=exists,
             unread=decision is UNREAD,
             asked=asked,
+            body_facts=facts,
             limit_check=self._quotas.check(principal, admission, operation, decision),
             largest=OPEN_MESSAGE if is_open else self._quotas.largest_body(admission) or 0,
             of_role=not is_open,

@@ -66,7 +66,7 @@ MUCH: Final = 65_536
 """Bytes of a body for whose copy memory is asked first."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Unread:
     """A request whose body must be read before it is decided. Compared and hashed as the object that it is.
 
@@ -87,14 +87,14 @@ class Unread:
         return 0 if self.coding is None else len(plain)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Relayed:
     """``head`` goes upstream, short of the connection's own lines; body and answer pass as they are, as most do."""
 
     head: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reduced:
     """``head`` goes upstream; of the answer the client sees as much as ``reducer`` leaves."""
 
@@ -113,7 +113,8 @@ Route = Relayed | Reduced | Unread | LocalResponse | AuditSearch | None
 """Source of the answer to a request. None: it is refused. Unread: its body decides which of the others."""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as no noun that each new head or call makes: a frozen one sets each field by a call, compiled or not.
+@dataclass(slots=True)
 class Plan:
     """Everything that is decided of a request before its body.
 
@@ -429,7 +430,8 @@ def _decided(
         yield 2 * len(plain) + held
     try:
         template = template_of(read.body, len(arrays))
-        return replace(read, body=template.filled(plain, arrays)), template
+        body = template.filled(plain, arrays)
+        return BodyDecision(read.decision, read.facts, body, read.reducer, read.confined), template
     except ValueError:  # a number in it is like a mark
         return (yield from deciding_body(unread.admission, unread.asked, plain, facts, held)), None
 

@@ -33,7 +33,7 @@ AUDIT_QUERY: Final = 65_536
 """Bytes of a question about the audit log."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Ruling:
     """``audit`` lacks the path. ``admission`` is None where the caller was not admitted, or not asked who it is.
 

@@ -27,7 +27,7 @@ RATE: Final = "rate_limited"
 IN_FLIGHT: Final = "too_many_requests_in_flight"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LimitCheck:
     """Limit check of a request, done before anything else.
 
