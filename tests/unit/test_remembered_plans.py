@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.relay_generation import KEYS, LIST, ROLES, asked, relay_generation
+from support.relay_generation import COUNT, KEYS, LIST, ROLES, asked, relay_generation
 from support.site import Site
 
+from tlsproxy.authz.access import NO_NAMES
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.tokens import LEEWAY, Tokens, mint, qdrant_verifier
 from tlsproxy.proxy.decision import call_plan, request_plan
 from tlsproxy.proxy.decision.call_plan import CallPlans
-from tlsproxy.proxy.decision.request_plan import Plan, Plans, Unread
+from tlsproxy.proxy.decision.request_plan import Plan, Plans, Route, Unread
 from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.qdrant.scoring import FactsNeeded
@@ -233,3 +235,43 @@ def test_a_key_that_has_expired_lets_no_new_head_through(
         for number, now in enumerate((NOW, ends - 1, ends))
     ]
     assert [plan.decision.allowed for plan in outcomes] == [True, True, False]
+
+
+def test_a_credential_is_in_memory_once_whatever_is_asked_with_it(
+    generation: Generation, quotas: Quotas, principal: Principal
+) -> None:
+    """A token of 4 KB with its grants takes 34, and there may be 2,048 rulings."""
+    tokens = Tokens((qdrant_verifier("login", "secret"),))
+    plans = Plans(replace(generation, policy=replace(generation.policy, tokens=tokens)), quotas)
+    grants = [{"collection": name, "access": "r"} for name in ("docs", "other")]
+    token = mint("secret", {"access": grants, "exp": int(NOW) + 60})
+
+    def routed(name: str, now: float) -> Route:
+        search = head(f"/collections/{name}/points/query", f"authorization: Bearer {token}", "content-length: 2")
+        return plans.of(principal, search.replace(b"GET", b"POST", 1), now, None)[0].route
+
+    first, second = (routed(name, NOW) for name in ("docs", "other"))
+    assert isinstance(first, Unread)
+    assert isinstance(second, Unread)
+    assert first.admission is second.admission
+    assert routed("another", NOW) is None
+    assert routed("docs", NOW + 60 + LEEWAY + 1) is None
+
+
+def test_what_was_read_of_a_large_head_is_not_remembered(
+    generation: Generation, quotas: Quotas, principal: Principal
+) -> None:
+    """Nor is such a head, so that nothing would find it again."""
+    plans, calls = Plans(generation, quotas), CallPlans(generation, quotas)
+    for size in (request_plan.MEMO_HEAD, 1):
+        lines = (f"x-large: {'x' * size}", f"api-key: {KEYS['limited']}", "content-length: 2")
+        search = head("/collections/docs/points/query", *lines).replace(b"GET", b"POST", 1)
+        route = plans.of(principal, search, NOW, None)[0].route
+        assert isinstance(route, Unread)
+        assert at_once(plans.reading(route, b"{}"))[0].decision.allowed
+        fields = [*asked(COUNT, "limited"), ("x-large", "x" * size)]
+        call = calls.of(principal, tuple((name.encode(), value.encode()) for name, value in fields), NOW)
+        assert call.asked is not None
+        assert calls.judged(call.asked, "docs", NO_NAMES).decision.allowed
+        remembered = size == 1
+        assert (len(plans._read), len(calls._judged)) == (remembered, remembered)

@@ -38,6 +38,11 @@ _NAMES: Final = {
 }
 
 
+def size_of(fields: Fields) -> int:
+    """Bytes of all names and values."""
+    return sum(len(name) + len(value) for name, value in fields)
+
+
 class FieldReader(Generic[T]):
     """Decodes the blocks of one direction of one connection, each once and in order."""
 

@@ -31,7 +31,7 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_decision import BEYOND_POLICY, UNKNOWN_OPERATION, UNREDUCED, BodyFacts, HeadDecision
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.timeouts import timeout_of
-from tlsproxy.wire.field_block import Fields, literals, write
+from tlsproxy.wire.field_block import Fields, literals, size_of, write
 from tlsproxy.wire.grpc import CallHead, NotGrpc, origin, parse_call, restate_call
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class CallPlans:
             self._memo.pop(key, None)
             self._refusals.pop(key, None)
             plan = self.make(principal, fields, now)
-            if now < plan.expires and sum(len(name) + len(value) for name, value in fields) <= MEMO_BLOCK:
+            if now < plan.expires and size_of(fields) <= MEMO_BLOCK:
                 # Refusals apart: whoever makes them up drives out no permission.
                 (self._memo if plan.block else self._refusals).remember(key, plan)
         self._latest = principal, fields, plan
@@ -259,7 +259,8 @@ class CallPlans:
         plan = self._judged.get(key)
         if plan is None:
             plan = self._judge(asked, collection, names)
-            if plan.decision.allowed and len(collection or "") + names.characters <= MEMO_NAMES:
+            small = len(collection or "") + names.characters <= MEMO_NAMES and size_of(asked.head.fields) <= MEMO_BLOCK
+            if plan.decision.allowed and small:
                 self._judged.remember(key, plan)
         return plan
 

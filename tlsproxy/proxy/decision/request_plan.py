@@ -49,6 +49,7 @@ from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.content_coding import Content, decoding
 from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.field_block import size_of
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
 from tlsproxy.wire.json_skeleton import Template, long_arrays, marked, template_of, without
 from tlsproxy.wire.target import RequestTarget
@@ -306,7 +307,8 @@ class Plans:
         if confined is not None:
             head, target = head.of_json(confined.method or head.method), confined.target(target)
         plan = self._plan(head.with_length(len(content)), asked, ruling, target, read)
-        if key is not None and read.decision is ALLOWED and (template is not None or not unread.rewritten):
+        lasts = read.decision is ALLOWED and (template is not None or not unread.rewritten)
+        if key is not None and lasts and size_of(unread.head.fields) + len(unread.head.target) <= MEMO_HEAD:
             self._read.remember(key, (plan, None if read.body == plain else template))
         return plan, content
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.audit.line import Prepared
-from tlsproxy.authz.access import ALLOWED, UNREAD
+from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
@@ -64,6 +64,7 @@ class Rulings:
         self._body_limit = config.service.max_request_size_mb << 20
         self._upload_limit = config.limits.max_upload_size_mb << 20 or UNLIMITED
         self._memo = Memo[tuple[Principal, Operation | None, str | None, str | None], Ruling](MEMO)
+        self._admissions = Memo[tuple[Principal, str | None], Admission](MEMO)
 
     def of(self, principal: Principal, asked: Recognised, presented: str | None, now: float) -> Ruling:
         """The ruling by the head. ``presented`` is its key or token, if any, ``now`` seconds since the epoch."""
@@ -71,12 +72,23 @@ class Rulings:
         known = self._memo.get(key)
         if known is not None and now < known.expires:
             return known
-        admitted = admit(principal, self._policy, presented, now)
+        admitted = self._admitted(principal, presented, now)
         admission = admitted if isinstance(admitted, Admission) else None
         ruling = self.make(principal, asked, admission, decide_request(admitted, asked), presented)
         if _lasts(ruling, presented) and now < ruling.expires:
             self._memo.remember(key, ruling)
         return ruling
+
+    def _admitted(self, principal: Principal, presented: str | None, now: float) -> Admission | Decision:
+        """One admission for all rulings of a key or token: its grants take eight times its own size in memory."""
+        key = principal, presented
+        known = self._admissions.get(key)
+        if known is not None and now < known.expires:
+            return known
+        admitted = admit(principal, self._policy, presented, now)
+        if isinstance(admitted, Admission) and now < admitted.expires and len(presented or "") <= MEMO_KEY:
+            self._admissions.remember(key, admitted)
+        return admitted
 
     def make(
         self,
