@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.frontend.rejections import KINDS, Rejections
+from tlsproxy.tls.negotiated import Negotiated
 
 pytestmark = pytest.mark.plain  # stand-ins for compiled classes
 
@@ -58,17 +59,24 @@ def test_whoever_never_asked_is_told_of_by_name() -> None:
             metrics=SimpleNamespace(connection=lambda _reason: None),
         )
         rejections = Rejections(gateway)
-        for name, protocol in (("CN=a", "grpc"), ("CN=b", "grpc"), ("CN=a", "grpc"), ("", "rest")):
+        old, new = Negotiated("TLSv1.2", "ECDHE-ECDSA-AES256-GCM-SHA384"), Negotiated("TLSv1.3")
+        came = (("CN=a", "grpc", new), ("CN=b", "grpc", new), ("CN=a", "grpc", new), ("CN=a", "grpc", old))
+        for name, protocol, agreed in (*came, ("", "rest", new)):
             identity = SimpleNamespace(name=name, account=("identity", name), sha256="00") if name else None
             standing: Any = SimpleNamespace(identity=identity)
-            rejections.never_asked(Entry(1, protocol, "192.0.2.1", standing, time.monotonic() - 5))
+            opened = time.monotonic() - 5
+            rejections.never_asked(Entry(1, protocol, "192.0.2.1", standing, opened, negotiated=agreed))
         rejections.write()
     records = [json.loads(line) for line in lines]
-    assert [(one.get("certificate_subject"), one["protocol"], one["connections"]) for one in records] == [
-        ("CN=a", "grpc", 2),
-        ("CN=b", "grpc", 1),
-        (None, "rest", 1),
+    assert [
+        (one.get("certificate_subject"), one["protocol"], one["tls_version"], one["connections"]) for one in records
+    ] == [
+        ("CN=a", "grpc", "TLSv1.3", 2),
+        ("CN=b", "grpc", "TLSv1.3", 1),
+        ("CN=a", "grpc", "TLSv1.2", 1),
+        (None, "rest", "TLSv1.3", 1),
     ]
+    assert [one.get("tls_cipher") for one in records] == [None, None, "ECDHE-ECDSA-AES256-GCM-SHA384", None]
     assert {(one["event"], one["result"], one["reason"], one["remote"]) for one in records} == {
         ("connection", "ok", "never_asked", "192.0.2.1")
     }

@@ -1,7 +1,7 @@
 """Audit lines of connections without a request, in bounded number: a flood of connections is no flood of lines.
 
 Connections that are closed before TLS, and those that end after a handshake without a request, are written once a
-second: one line for each address and reason (after a handshake also identity), with their number. Beyond
+second: one line for each address and reason (after a handshake also identity and TLS), with their number. Beyond
 :data:`KINDS` such keys one line for each reason stands for the rest. Example: 5,000 connections from one address above
 `limits.connections_per_address` in one second are one line with ``"connections":5000``.
 """
@@ -16,6 +16,7 @@ from tlsproxy.audit.line import Refusal, event_line
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.refusals import record_refusal
+from tlsproxy.tls.negotiated import UNKNOWN, Negotiated
 
 KINDS: Final = 256
 TICK: Final = 1.0
@@ -31,6 +32,7 @@ class _RejectionKey(NamedTuple):
     certificate_subject: str = ""
     certificate_sha256: str = ""
     via: str = ""
+    negotiated: Negotiated = UNKNOWN
 
 
 class Rejections:
@@ -52,7 +54,7 @@ class Rejections:
         """Counts a connection that ended after its handshake, before a request."""
         identity = entry.standing.identity
         subject, sha256 = (identity.name, identity.sha256) if identity is not None else ("", "")
-        key = _RejectionKey(NEVER_ASKED, entry.address, entry.protocol, subject, sha256, entry.via)
+        key = _RejectionKey(NEVER_ASKED, entry.address, entry.protocol, subject, sha256, entry.via, entry.negotiated)
         self._count(key, time.monotonic() - entry.opened)
 
     def _count(self, key: _RejectionKey, lived: float) -> None:
@@ -79,6 +81,7 @@ class Rejections:
             now = time.time()
             names = ("via", "protocol", "certificate_subject", "certificate_sha256")
             known = {name: value for name in names if (value := getattr(key, name))}
+            known |= key.negotiated.fields()
             if key.reason != NEVER_ASKED:
                 refusal = Refusal(now, key.address, "connection", key.reason)
                 record_refusal(self._gateway, "connection", refusal, {"connections": number, **known})
