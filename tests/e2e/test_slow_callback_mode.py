@@ -21,3 +21,5 @@ def test_in_each_process(own_site: Site, upstream: ScriptedUpstream) -> None:
         while len(pids) < 3:
             pids.add(NAMED.search(gateway.log.wait(lambda line: NAMED.search(line) is not None))[1])  # type: ignore[index]
         assert str(gateway.process.pid) in pids
+    held = [line for line in gateway.log.seen if " held the loop " in line]
+    assert all(" WARNING tlsproxy.service.slow_callbacks[" in line for line in held), "some came before the log"

@@ -79,19 +79,24 @@ def seconds_of(text: str) -> float:
 
 
 class SlowLog:
-    """A line for the first finding of a name, then one for each :data:`INTERVAL` with the number of others."""
+    """A line for the first finding of a name, then one for each :data:`INTERVAL` with the number of others.
+
+    Lines wait until the program's log is set up, which says in which form they are.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._told: dict[str, float] = {}
         self._more: dict[str, tuple[int, float]] = {}
+        self._waiting: list[str] = []
 
     def add(self, name: str, seconds: float, detail: str) -> None:
         if name not in self._told and len(self._told) >= NAMES:
             name, detail = OTHERS, ""
         if name not in self._told:
             self._told[name] = self._clock()
-            _log.warning("%s held the loop for %s%s", name, _shown(seconds), detail)
+            self._waiting.append(f"{name} held the loop for {_shown(seconds)}{detail}")
+            self._tell()
         else:
             count, longest = self._more.get(name, (0, 0.0))
             self._more[name] = count + 1, max(longest, seconds)
@@ -99,10 +104,17 @@ class SlowLog:
     def tell_more(self) -> None:
         """Log what has come since the last lines that are old enough."""
         now = self._clock()
-        for name in [name for name in self._more if now - self._told[name] >= INTERVAL]:
+        for name in [name for name in list(self._more) if now - self._told[name] >= INTERVAL]:
             count, longest = self._more.pop(name)
             self._told[name] = now
-            _log.warning("%s held the loop %d more times, for up to %s", name, count, _shown(longest))
+            self._waiting.append(f"{name} held the loop {count} more times, for up to {_shown(longest)}")
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._waiting and _log.hasHandlers():
+            lines, self._waiting = self._waiting, []
+            for line in lines:
+                _log.warning("%s", line)
 
 
 def _shown(seconds: float) -> str:
