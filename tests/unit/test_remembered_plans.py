@@ -13,6 +13,7 @@ from support.relay_generation import COUNT, KEYS, LIST, ROLES, asked, relay_gene
 from support.site import Site
 
 from tlsproxy.authz.access import NO_NAMES
+from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.roles import Principal
 from tlsproxy.authz.tokens import LEEWAY, Tokens, mint, qdrant_verifier
@@ -242,7 +243,8 @@ def test_a_credential_is_in_memory_once_whatever_is_asked_with_it(
 ) -> None:
     """A token of 4 KB with its grants takes 34, and there may be 2,048 rulings."""
     tokens = Tokens((qdrant_verifier("login", "secret"),))
-    plans = Plans(replace(generation, policy=replace(generation.policy, tokens=tokens)), quotas)
+    trusting = replace(generation, policy=replace(generation.policy, tokens=tokens))
+    plans, calls = Plans(trusting, quotas), CallPlans(trusting, quotas)
     grants = [{"collection": name, "access": "r"} for name in ("docs", "other")]
     token = mint("secret", {"access": grants, "exp": int(NOW) + 60})
 
@@ -256,6 +258,15 @@ def test_a_credential_is_in_memory_once_whatever_is_asked_with_it(
     assert first.admission is second.admission
     assert routed("another", NOW) is None
     assert routed("docs", NOW + 60 + LEEWAY + 1) is None
+
+    def called(agent: bytes, now: float) -> Admission | None:
+        fields = [(name.encode(), value.encode()) for name, value in asked(COUNT, token)]
+        asked_by = calls.of(principal, (*fields, (b"user-agent", agent)), now).asked
+        return None if asked_by is None else asked_by.admission
+
+    admissions = [called(agent, now) for agent, now in ((b"a", NOW), (b"b", NOW), (b"c", NOW + 60 + LEEWAY + 1))]
+    assert admissions == [admissions[0], admissions[0], None]
+    assert admissions[0] is admissions[1] is not None
 
 
 def test_what_was_read_of_a_large_head_is_not_remembered(

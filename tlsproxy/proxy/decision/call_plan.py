@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from tlsproxy.audit.line import Prepared
 from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Confinements, Decision, without_public
-from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
@@ -21,6 +21,7 @@ from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, Form, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.memo import Memo
+from tlsproxy.proxy.decision.admissions import Admissions
 from tlsproxy.proxy.decision.affinity import HEADER, clients_affinity, own_affinity
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
@@ -186,7 +187,7 @@ class CallPlans:
         self._quotas = quotas
         self._affinity_key = affinity_key
         config = generation.config
-        self._policy = generation.policy
+        self._admissions = Admissions(generation.policy)
         self._log_api = config.audit.log_api
         self._audit_probes = config.audit.probes
         self._max_fields = config.limits.max_headers
@@ -232,7 +233,7 @@ class CallPlans:
         self, principal: Principal, head: CallHead, now: float, ended: Decision | None, *, rebuilt: bool = False
     ) -> CallPlan:
         presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
-        admitted = ended or admit(principal, self._policy, presented, now)
+        admitted = ended or self._admissions.of(principal, presented, now)
         operation = operation_of(head.path)
         judgement = HeadDecision(ended) if ended is not None else decide_call(admitted, operation)
         admission = admitted if isinstance(admitted, Admission) else None

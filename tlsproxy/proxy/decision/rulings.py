@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.audit.line import Prepared
-from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
-from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.access import ALLOWED, UNREAD
+from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.memo import Memo
+from tlsproxy.proxy.decision.admissions import MEMO_KEY, Admissions
 from tlsproxy.proxy.decision.attribution import caller_of, expiry, prepared
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.operations import AUDIT_LOGS, Operation
@@ -25,8 +26,6 @@ from tlsproxy.qdrant.router import Recognised
 from tlsproxy.snapshot.generation import Generation
 
 MEMO: Final = 2048
-MEMO_KEY: Final = 4096
-"""A request with a longer key or token is not remembered: the memo's size in memory is bounded by the product."""
 
 UNLIMITED: Final = 1 << 62
 AUDIT_QUERY: Final = 65_536
@@ -59,12 +58,11 @@ class Rulings:
     def __init__(self, generation: Generation, quotas: Quotas) -> None:
         config = generation.config
         self._quotas = quotas
-        self._policy = generation.policy
+        self._admissions = Admissions(generation.policy)
         self._audit_probes = config.audit.probes
         self._body_limit = config.service.max_request_size_mb << 20
         self._upload_limit = config.limits.max_upload_size_mb << 20 or UNLIMITED
         self._memo = Memo[tuple[Principal, Operation | None, str | None, str | None], Ruling](MEMO)
-        self._admissions = Memo[tuple[Principal, str | None], Admission](MEMO)
 
     def of(self, principal: Principal, asked: Recognised, presented: str | None, now: float) -> Ruling:
         """The ruling by the head. ``presented`` is its key or token, if any, ``now`` seconds since the epoch."""
@@ -72,23 +70,12 @@ class Rulings:
         known = self._memo.get(key)
         if known is not None and now < known.expires:
             return known
-        admitted = self._admitted(principal, presented, now)
+        admitted = self._admissions.of(principal, presented, now)
         admission = admitted if isinstance(admitted, Admission) else None
         ruling = self.make(principal, asked, admission, decide_request(admitted, asked), presented)
         if _lasts(ruling, presented) and now < ruling.expires:
             self._memo.remember(key, ruling)
         return ruling
-
-    def _admitted(self, principal: Principal, presented: str | None, now: float) -> Admission | Decision:
-        """One admission for all rulings of a key or token: its grants take eight times its own size in memory."""
-        key = principal, presented
-        known = self._admissions.get(key)
-        if known is not None and now < known.expires:
-            return known
-        admitted = admit(principal, self._policy, presented, now)
-        if isinstance(admitted, Admission) and now < admitted.expires and len(presented or "") <= MEMO_KEY:
-            self._admissions.remember(key, admitted)
-        return admitted
 
     def make(
         self,
