@@ -150,7 +150,7 @@ def comparable(plan: Plan) -> object:
 
 @pytest.mark.fuzz
 @given(st.lists(requests, min_size=2, max_size=12))
-def test_what_was_asked_before_changes_no_plan(
+def test_heads_before_it_change_no_plan(
     generation: Generation, quotas: Quotas, principal: Principal, several: list[tuple[str, str, str, list[str]]]
 ) -> None:
     plans = Plans(generation, quotas)
@@ -193,7 +193,7 @@ def read(plans: Plans, principal: Principal, search: tuple[str, str, bytes]) -> 
 
 @pytest.mark.fuzz
 @given(st.lists(searches, min_size=2, max_size=20))
-def test_what_was_read_before_changes_no_plan(
+def test_bodies_before_it_change_no_plan(
     limited_twice: Generation, quotas: Quotas, several: list[tuple[str, str, bytes]]
 ) -> None:
     plans, principal = Plans(limited_twice, quotas), limited_twice.principal_of(None)
@@ -269,10 +269,10 @@ def test_a_credential_is_in_memory_once_whatever_is_asked_with_it(
     assert admissions[0] is admissions[1] is not None
 
 
-def test_what_was_read_of_a_large_head_is_not_remembered(
+def test_the_plan_of_a_large_head_and_its_body_is_not_remembered(
     generation: Generation, quotas: Quotas, principal: Principal
 ) -> None:
-    """Nor is such a head, so that nothing would find it again."""
+    """Such a head is not, so that nothing would find its body's plan again."""
     plans, calls = Plans(generation, quotas), CallPlans(generation, quotas)
     for size in (request_plan.MEMO_HEAD, 1):
         lines = (f"x-large: {'x' * size}", f"api-key: {KEYS['limited']}", "content-length: 2")

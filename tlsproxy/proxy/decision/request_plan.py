@@ -344,7 +344,7 @@ class Plans:
         return head.without(b"origin") if self._origins else head
 
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
-        """What was sent has no readable head, and so no end."""
+        """The plan of a request without a readable head, and so without an end."""
         decision = refusal_of(error)
         caller = caller_of(principal, None)
         return Plan("unreadable", principal.role, decision, prepared(caller, decision))

@@ -111,7 +111,7 @@ class Rulings:
         )
 
     def _limit(self, operation: Operation | None) -> int:
-        """Of anybody's body."""
+        """Most bytes of a body, whoever sends it."""
         if operation is AUDIT_LOGS:
             return AUDIT_QUERY
         return self._upload_limit if operation is not None and operation.upload else self._body_limit
@@ -131,7 +131,7 @@ def _lasts(ruling: Ruling, presented: str | None) -> bool:
 
 
 def _exists(operation: Operation | None, admission: Admission | None) -> ValueExists | None:
-    """What is open to anybody is open to the bearer of any token too."""
+    """The point that the token requires; none for an operation that is open to anybody."""
     credential = admission.credential if admission is not None else None
     if credential is None or (operation is not None and operation.open):
         return None
