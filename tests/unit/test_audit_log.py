@@ -8,14 +8,12 @@ import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.audit import counters
-from tlsproxy.audit import log as auditlog
 from tlsproxy.audit.counters import Count
 from tlsproxy.audit.files import StandardOutput
 from tlsproxy.audit.log import AuditLog, AuditNotWritable, NoAudit, audit_log
@@ -329,7 +327,7 @@ def test_a_writer_that_fails_for_good_accepts_nothing(caplog: pytest.LogCaptureF
     log = AuditLog(settings("-"), epoch, Broken())
     log.start()
     log.write("one\n")
-    log._thread.join(WAIT)
+    log._writer.join(WAIT)
     assert not log.accepts()
     assert "a bug" in log.last_error
     assert "the writer has failed" in caplog.text
@@ -357,8 +355,8 @@ def test_a_line_after_close_is_counted(tmp_path: Path) -> None:
 def test_lines_stay_whole_however_the_writing_fails(texts: list[str], steps: list[int | str]) -> None:
     script = Script(steps)
     lines = [f"{number}{text}\n" for number, text in enumerate(texts)]
-    log = AuditLog(settings("-", flush_interval=0.0001), epoch, script)
-    with patch.object(auditlog, "_FIRST_PAUSE", 0), running(log):
+    log = AuditLog(settings("-", flush_interval=0.0001), epoch, script, first_pause=0)
+    with running(log):
         for line in lines:
             log.write(line)
     assert log.queued == 0

@@ -121,7 +121,7 @@ class AuditLog:
     """The queue and its writer. `clock` is the wall clock, in seconds since the epoch, that names the files.
 
     `turn` is the lock of all processes that write to the same place; `counts` are this process's counters, which its
-    supervisor may see.
+    supervisor may see. `first_pause` comes before the second attempt to write, in seconds; later ones double.
     """
 
     def __init__(
@@ -131,12 +131,14 @@ class AuditLog:
         sink: Sink | None = None,
         turn: Turn = ALONE,
         counts: Counts | None = None,
+        first_pause: float = _FIRST_PAUSE,
     ) -> None:
         self._destination = settings.dir
         self._sink: Sink = sink or _sink_of(settings, turn)
         self.capacity = settings.queue_size
         self._flush_interval = settings.flush_interval
         self._clock = clock
+        self._first_pause = first_pause
         self._queue: deque[str] = deque()
         self._counts = counts if counts is not None else counters.private()
         self._taken = self._put = self._written = 0
@@ -156,7 +158,7 @@ class AuditLog:
         self._reading = threading.Lock()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = []
         self._health_changed: Callable[[], object] = lambda: None
-        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+        self._writer = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self.last_error = ""
 
     def __repr__(self) -> str:
@@ -258,7 +260,7 @@ class AuditLog:
         except OSError as error:
             raise AuditNotWritable(self._destination, error) from error
         self._working = True
-        self._thread.start()
+        self._writer.start()
 
     def close(self, timeout: float = 5.0) -> None:
         """Writes the queued lines for at most `timeout` seconds; the rest is logged as lost. Blocks."""
@@ -267,8 +269,8 @@ class AuditLog:
         self._closing.set()
         self._urgent.set()
         self._available.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout + _FIRST_PAUSE)
+        if self._writer.is_alive():
+            self._writer.join(timeout + self._first_pause)
         self._working = False
         lost = self._taken - self._written + sum(number for _, number in self._unreported())
         if lost:
@@ -347,7 +349,7 @@ class AuditLog:
     def _write(self, batch: bytes, lines: int) -> bool:
         """Writes the batch, with retries. ``lines``: how many of its lines had reserved room (all or none)."""
         done = 0
-        pause = _FIRST_PAUSE
+        pause = self._first_pause
         view = memoryview(batch)
         while done < len(batch):
             try:
@@ -357,7 +359,7 @@ class AuditLog:
             except OSError as error:
                 self._failed(error)
                 if self._closing.wait(pause):
-                    time.sleep(_FIRST_PAUSE)
+                    time.sleep(self._first_pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 if lines:
