@@ -73,6 +73,7 @@ class HeadDecision:
 
 UNREDUCED: Final = forbidden("unfiltered_listing", "Global access is required for this listing")
 """The refusal of a response in progress that is not reduced to the caller's present rights."""
+_NO_RIGHTS: Final = forbidden("no_rights", "Global access is required")
 UNDER_POLICY: Final = forbidden("query_policy", NOT_UNDER_POLICY)
 BEYOND_POLICY: Final = forbidden("query_policy", "The request is beyond what its caller's query policy allows now")
 NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to the points that its caller may use now")
@@ -229,7 +230,7 @@ def decide_all(
     confined: bool,
 ) -> Decision:
     """Decides with all rights: each must allow, the first that does not gives the reason."""
-    decision = forbidden("no_rights", "Global access is required")
+    decision = _NO_RIGHTS
     for each in rights:
         decision = decide(
             each, operation.requirement, operation.name, collection, names=names, reduced=reduced, confined=confined
