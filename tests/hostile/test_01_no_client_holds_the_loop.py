@@ -76,6 +76,7 @@ def answered(stream: Stream) -> int:
     return stream.written.count(b"HTTP/1.1 ")
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 @pytest.mark.parametrize("hostile", [REFUSED, EMPTY_BODIES, SMALL_BODIES], ids=["refused", "empty", "small"])
 def test_no_callback_takes_up_more_requests_than_a_turn_has(ends: RestEnds, hostile: bytes) -> None:
     most = 0
@@ -96,6 +97,7 @@ def test_no_callback_takes_up_more_requests_than_a_turn_has(ends: RestEnds, host
     assert len(ends.audit.lines) == 300 * 4
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 def test_what_a_turn_answers_goes_out_as_one(ends: RestEnds) -> None:
     stream = ends.connect()
     send(stream, REFUSED)
@@ -103,6 +105,7 @@ def test_what_a_turn_answers_goes_out_as_one(ends: RestEnds) -> None:
     assert stream.writes <= -(-300 // connection.TURN) + 1
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 def test_others_have_every_second_turn(ends: RestEnds) -> None:
     """However many connections the one has, and the other a single one that asks much, too."""
     for stream in [ends.connect(HOSTILE) for _ in range(CONNECTIONS)]:
@@ -116,6 +119,7 @@ def test_others_have_every_second_turn(ends: RestEnds) -> None:
     assert between <= connection.TURN
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 def test_who_asks_little_waits_for_nobody(ends: RestEnds) -> None:
     """It is answered in the callback in which it is heard, before what the others have left."""
     for stream in [ends.connect(HOSTILE) for _ in range(CONNECTIONS)]:
@@ -128,6 +132,7 @@ def test_who_asks_little_waits_for_nobody(ends: RestEnds) -> None:
     assert ends.gateway.scheduler.waiting
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 @pytest.mark.parametrize("hostile", [CHUNKS, CHUNKS_READ], ids=["relayed", "read"])
 def test_no_callback_follows_more_chunks_than_a_turn_has(ends: RestEnds, hostile: bytes) -> None:
     stream = ends.connect(HOSTILE)
@@ -158,6 +163,7 @@ def test_no_callback_follows_more_chunks_than_a_turn_has(ends: RestEnds, hostile
     assert stream.reading
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 def test_nor_does_an_upstream_that_dribbles(ends: RestEnds) -> None:
     stream = ends.connect()
     send(stream, INFO.replace(b"host: h", b"host: h\r\napi-key: " + KEYS["plain"].encode()))
@@ -179,6 +185,7 @@ def test_nor_does_an_upstream_that_dribbles(ends: RestEnds) -> None:
     assert most <= chunked.CHUNKS * 6 + 200
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 def test_no_callback_makes_more_steps_than_fit(ends: RestEnds, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding, reading, and whatever else a body asks for: by a clock on which each step takes a millisecond."""
     clock, steps = itertools.count(), 5
@@ -213,6 +220,7 @@ def calls(site: Site) -> Iterator[Ends]:
         yield Ends(relay_generation(site))
 
 
+@pytest.mark.plain  # compiled code calls directly what the harness takes the place of
 def test_no_callback_opens_more_calls_than_a_turn_has(calls: Ends) -> None:
     """300 fields without a message, refused: 20 KB."""
     refused = 300

@@ -17,6 +17,8 @@ from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenant_examples import no_point
 from tlsproxy.snapshot.generation import Generation
 
+pytestmark = pytest.mark.plain  # compiled code calls directly what the harness takes the place of
+
 QUERY = "/qdrant.Points/Query"
 NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE, DEADLINE_EXCEEDED = 5, 7, 14, 4
 BY_EXAMPLE = pb.QueryPoints(collection_name="docs", query=pb.Query(nearest=pb.VectorInput(id=pb.PointId(num=3))))

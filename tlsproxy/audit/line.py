@@ -241,7 +241,7 @@ def event_line(
     fields = _fields(*own.items())
     for name, value in detail.items():
         if name not in names:
-            fields += f",{json_string(name)}:{json_string(value) if isinstance(value, str) else _number(value)}"
+            fields += f",{json_string(name)}:{_value(value)}"
     return f'{{"timestamp":"{timestamp(when)}"{fields}}}\n'
 
 
@@ -283,6 +283,6 @@ def _shortened(text: str | None) -> str | None:
     return text
 
 
-def _number(value: float) -> str:
+def _value(value: str | float) -> str:
     """JSON has no infinity and no NaN (RFC 8259 §6)."""
-    return _encode(value) if isfinite(value) else "null"
+    return "null" if isinstance(value, float) and not isfinite(value) else _encode(value)
