@@ -208,6 +208,11 @@ def test_an_events_fields() -> None:
     )
 
 
+def test_half_of_a_character_in_an_events_detail_is_replaced() -> None:
+    line = event_line(when=0, event="stop", remote=None, result="ok", reason="", detail={"subject": "CN=a\ud800"})
+    assert json.loads(line)["subject"] == "CN=a\ufffd"
+
+
 def test_what_json_cannot_say_of_a_number_is_null() -> None:
     line = event_line(when=0, event="stop", remote=None, result="ok", reason="", detail={"seconds": float("nan")})
     assert only_record(line)["seconds"] is None

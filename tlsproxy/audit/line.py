@@ -283,6 +283,8 @@ def _shortened(text: str | None) -> str | None:
     return text
 
 
-def _value(value: str | float) -> str:
+def _value(value: str | int | float) -> str:  # noqa: PYI041 - compiled, an int that is passed as a float becomes one
     """JSON has no infinity and no NaN (RFC 8259 §6)."""
-    return "null" if isinstance(value, float) and not isfinite(value) else _encode(value)
+    if isinstance(value, str):
+        return json_string(value)
+    return _encode(value) if isfinite(value) else "null"
