@@ -200,11 +200,11 @@ def test_an_events_fields() -> None:
         remote=None,
         result="ok",
         reason="published",
-        detail={"generation": 2, "seconds": 0.25},
+        detail={"generation": 2, "seconds": 0.25, "reported": "lone \ud800"},
     )
     assert line == (
         '{"timestamp":"1970-01-01T00:00:01.500000Z","result":"ok","event":"reload","reason":"published"'
-        ',"generation":2,"seconds":0.25}\n'
+        ',"generation":2,"seconds":0.25,"reported":"lone \\ufffd"}\n'
     )
 
 
