@@ -50,7 +50,7 @@ def gateway(site: Site, shared_upstream: ScriptedUpstream, upstream_of_all: Grpc
 
 
 CASES = {
-    "scanned": ("ingest", UPSERT, delimited(1, b"docs") + POINT * 240_000),
+    "scanned": ("ingest", UPSERT, delimited(1, b"docs") + POINT * 720_000),
     "written anew": ("stranger", UPSERT, delimited(1, b"docs") + POINT * 40_000),
     "reduced": ("ingest", LIST, b""),
 }

@@ -67,11 +67,29 @@ def copied_instances(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+def identities_of_tuples(tree: ast.AST) -> Iterator[str]:
+    """`late is SLOW`, where `SLOW = (1, "slow")`: a tuple is made anew wherever its parts are known."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Is | ast.IsNot):
+            sides = {ast.unparse(side) for side in (node.left, *node.comparators)}
+            yield from (f"{side} in {ast.unparse(node)}" for side in sides & TUPLES)
+
+
+def constant_tuples(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Tuple):
+            yield ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+
+
+TUPLES = {name for module in MODULES for name in constant_tuples(tree_of(module))}
+
+
 RULES: list[Callable[[ast.AST], Iterator[str]]] = [
     names_of_two_errors,
     chained_assignments,
     names_of_patterns,
     copied_instances,
+    identities_of_tuples,
 ]
 
 
@@ -88,6 +106,7 @@ def test_no_compiled_module_has_code_that_mypyc_gives_another_meaning(
         (names_of_two_errors, "def f():\n try: g()\n except KeyError as e: h(e)\n except ValueError as e: i(e)"),
         (chained_assignments, "node.next = node = made()"),
         (copied_instances, "from copy import copy"),
+        (identities_of_tuples, "found = (f() if late is SLOW_BODY else 1)"),
         (names_of_patterns, "match x:\n case {'a': dict(inner)} as whole: f(inner, whole)"),
     ],
 )

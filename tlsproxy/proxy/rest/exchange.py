@@ -398,7 +398,7 @@ class Exchange:
     def rearm(self) -> None:
         """Sets the deadline of the present wait by the present limits, counted from now."""
         now, stream = time.monotonic(), self._stream
-        if self._came is not None and self._late is SLOW_BODY:
+        if self._came is not None and self._late == SLOW_BODY:
             stream.deadline = min(stream.deadline, now + self._gateway.bounds.body_timeout / PARTS)
         else:
             stream.deadline = now + getattr(self._gateway.bounds, self._late[2])
@@ -406,7 +406,7 @@ class Exchange:
     def overdue(self) -> RequestError | None:
         """Error of an expired wait; None after a new deadline, for a body that arrives fast enough."""
         bounds, came, (kind, text, _) = self._gateway.bounds, self._came, self._late
-        if self._late is not SLOW_BODY or came is None:
+        if self._late != SLOW_BODY or came is None:
             return kind(text)
         total = self.record.bytes_in + len(self.body.buffer)
         if came.too_low(time.monotonic(), total, bounds.body_timeout, bounds.min_data_rate):
