@@ -60,8 +60,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Three for each core: most of an end-to-end test is waiting for another process."""
-    return 3 * len(os.sched_getaffinity(0))
+    """Two for each core: most of an end-to-end test is waiting for another process."""
+    return 2 * len(os.sched_getaffinity(0))
 
 
 @pytest.hookimpl(wrapper=True)
