@@ -68,6 +68,9 @@ class Forwarding:
         await asyncio.gather(*running, return_exceptions=True)
         for client in running.values():  # that of a task that had not begun, or was connecting, is open
             client.transport.abort()
+        for transport in list(self._loop._transports.values()):  # type: ignore[attr-defined]
+            transport.abort()  # of a handshake under way, which has no task yet
+        await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """No coroutine, so that its task is known before it begins."""
