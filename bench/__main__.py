@@ -97,7 +97,7 @@ def quick(directory: Path, only: tuple[str, ...]) -> None:
 @click.option("--python", default=sys.executable, type=_file, help="Of an environment that has tlsproxy, in any form.")
 @click.option("--top", default=20, show_default=True, help="Rows of each table.")
 def instructions(workload: str, directory: Path, requests: int, python: Path, top: int) -> None:
-    """What a request of a workload costs, counted by valgrind: the same on a busy machine."""
+    """Cost of a request of a workload, counted by valgrind: the same on a busy machine."""
     with _told():
         counted = count_instructions(directory, BY_NAME[workload], requests, python)
     click.echo("\n".join(instruction_report(counted, top)))

@@ -49,7 +49,7 @@ def compile_form(directory: Path, say: Callable[[str], None]) -> None:
 
 
 def _wheel(place: Path) -> Path:
-    """Of a copy: what a build leaves behind would be imported from the checkout."""
+    """Made of a copy: leftovers of a build would be imported from the checkout."""
     shutil.copytree(_ROOT / "tlsproxy", place / "source/tlsproxy", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for path in _files(_ROOT):
         shutil.copy(path, place / "source")
@@ -81,7 +81,7 @@ def _python(directory: Path) -> Path:
 
 
 def _digest(root: Path) -> str:
-    """Of all that the wheel is made of, and of the Python that it is for."""
+    """SHA-256 over the files of the wheel, and the version of the Python that it is for."""
     digest = hashlib.sha256(sys.version.encode())
     sources = (path for path in (root / "tlsproxy").rglob("*") if path.suffix in {".py", ".lua", ".html", ".css"})
     for path in sorted([*sources, *_files(root)]):

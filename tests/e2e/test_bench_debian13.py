@@ -1,4 +1,4 @@
-"""What `make bench-debian13` says where Debian 13 cannot be had. (To make it takes minutes: no test of this suite.)"""
+"""Errors of `make bench-debian13` where Debian 13 cannot be had. (To make it takes minutes: no test of this suite.)"""
 
 from __future__ import annotations
 

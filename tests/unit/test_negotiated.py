@@ -1,4 +1,4 @@
-"""What a TLS handshake agreed on, as each version of Python tells it."""
+"""Outcome of a TLS handshake, as each version of Python tells it."""
 
 from __future__ import annotations
 

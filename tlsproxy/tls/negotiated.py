@@ -32,7 +32,7 @@ UNKNOWN: Final = Negotiated()
 
 
 def negotiated(tls: ssl.SSLObject) -> Negotiated:
-    """Of a finished handshake; of any other all are unknown."""
+    """The facts of a finished handshake; of any other all are unknown."""
     version, cipher = tls.version(), tls.cipher()
     if version is None or cipher is None:
         return UNKNOWN

@@ -87,7 +87,7 @@ class DialledStream(Stream):
 
     @property
     def negotiated(self) -> Negotiated | None:
-        """What the TLS handshake agreed on; None in plaintext."""
+        """Outcome of the TLS handshake; None in plaintext."""
         return None
 
     @property
