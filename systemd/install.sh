@@ -68,7 +68,7 @@ install_program() {
     for path in $linked; do
         install -d "$program/${path%/*}"
     done
-    "$program/bin/python" -m tlsproxy.cli.man >"$program/share/man/man1/tlsproxy.1"
+    "$program/bin/python" -P -m tlsproxy.cli.man >"$program/share/man/man1/tlsproxy.1"
     completion bash >"$program/share/bash-completion/completions/tlsproxy"
     completion zsh >"$program/share/zsh/site-functions/_tlsproxy"
     completion fish >"$program/share/fish/vendor_completions.d/tlsproxy.fish"
@@ -145,7 +145,7 @@ install_all() {
     install_units
     install_configuration
     if [ -n "$DESTDIR" ]; then
-        echo "installed below $DESTDIR: $("$program/bin/python" -m tlsproxy --version)"
+        echo "installed below $DESTDIR: $("$program/bin/python" -P -m tlsproxy --version)"
         return
     fi
     systemd-sysusers "/etc/sysusers.d/tlsproxy.conf"
