@@ -4,6 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
+PYTEST := -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 # The wheel is compiled where there is a C compiler; yes: or fails; no: plain.
 COMPILED ?= auto
@@ -36,7 +37,7 @@ layers: .venv/installed-test
 # Bytecode is kept, whatever the environment says: each test process, and each gateway, would compile everything anew.
 pytest: export PYTHONDONTWRITEBYTECODE :=
 pytest: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 demo: .venv/installed-demo
 	$(BIN)/tlsproxy demo $(DEMO_ARGS)
@@ -59,7 +60,7 @@ test-compiled: .venv/installed-test
 	$(BIN)/pip --quiet --disable-pip-version-check --python $(COMPILED_PYTHON) install --no-deps dist/*.whl
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)", sep="\n")' \
 		> "$$($(COMPILED_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
-	$(COMPILED_PYTHON) -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not plain" $(PYTEST_ARGS)
+	$(COMPILED_PYTHON) $(PYTEST) -m "not plain" $(PYTEST_ARGS)
 
 # The long forms of what `make test` runs briefly.
 soak: .venv/installed-test
