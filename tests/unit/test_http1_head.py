@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from support.rows import rows
 
 from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
-from tlsproxy.wire.http1 import CHUNKED, has_bare_lf, is_identity, parse_request, restate_request, with_host
+from tlsproxy.memo import Memo
+from tlsproxy.wire.http1 import (
+    _IDENTITY,
+    CHUNKED,
+    MEMO_LINE,
+    KnownLines,
+    RequestHead,
+    has_bare_lf,
+    is_identity,
+    parse_request,
+    restate_request,
+    with_host,
+)
 from tlsproxy.wire.target import parse_target
 
 HOST = b"host: localhost:6333\r\n"
@@ -90,6 +102,30 @@ def test_llhttp_never_reads_an_accepted_head_differently(data: bytes) -> None:
         assert theirs.parser.should_keep_alive() is not ours.close
     lengths = [int(field) for name, field in theirs.fields if name == b"content-length"]
     assert ours.length in (lengths or [0, CHUNKED])
+
+
+def outcome(data: bytes, known: KnownLines | None) -> RequestHead | tuple[type, str]:
+    try:
+        return parse_request(data, max_fields=5, known=known)
+    except BadRequest as error:
+        return type(error), str(error)
+
+
+@pytest.mark.fuzz
+@given(st.lists(heads, max_size=5), st.integers(1, 4))
+def test_a_head_is_read_the_same_whatever_lines_are_known(several: list[bytes], capacity: int) -> None:
+    known: KnownLines = Memo(capacity)
+    for data in several * 2:
+        assert outcome(data, known) == outcome(data, None)
+
+
+def test_neither_long_nor_malformed_lines_are_remembered() -> None:
+    known: KnownLines = Memo(9)
+    fits = b"x:" + b"a" * (MEMO_LINE - 2)
+    parse_request(head(b"A: 1", fits, fits + b"a"), known=known)
+    with pytest.raises(BadRequest):
+        parse_request(head(b"B: 1", b"c : 1"), known=known)
+    assert list(known) == [HOST[:-2], b"A: 1", fits, b"B: 1"]
 
 
 @pytest.mark.fuzz
@@ -236,6 +272,11 @@ def test_spaces_in_a_value_cost_no_more_than_they_weigh() -> None:
 )
 def test_identity_fields_are_known_under_every_alias(name: bytes, *, identity: bool) -> None:
     assert is_identity(name) is identity
+
+
+@given(st.builds(lambda prefix, rest: prefix + rest, st.sampled_from([b"x-forwarded", b"api.key", b"x_ssl_"]), token))
+def test_identity_fields_are_known_again(name: bytes) -> None:
+    assert {is_identity(name), is_identity(name)} == {_IDENTITY.fullmatch(name) is not None}
 
 
 def test_the_head_that_goes_upstream() -> None:

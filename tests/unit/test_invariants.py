@@ -157,7 +157,8 @@ def changes(tree: ast.Module, nouns: dict[str, set[str]]) -> Iterator[str]:
                 pass
             case ast.ClassDef(name=kind, body=body) if kind in nouns:
                 for part in body:
-                    yield from stores(part, {"self": nouns[kind]})
+                    if getattr(part, "name", "") != "__init__":
+                        yield from stores(part, {"self": nouns[kind]})
                 continue
             case _:
                 continue
@@ -199,6 +200,11 @@ def test_nouns_of_requests_are_never_changed() -> None:
 )
 def test_a_change_of_a_noun_is_found(code: str) -> None:
     assert len(list(changes(ast.parse(code), {"Plan": {"length"}}))) == 1
+
+
+def test_what_makes_a_noun_changes_none() -> None:
+    made = "class Plan:\n length: int\n def __init__(self):\n  self.length = 1"
+    assert list(changes(ast.parse(made), {"Plan": {"length"}})) == []
 
 
 def test_architecture_names_tests_and_modules_that_exist() -> None:

@@ -47,6 +47,13 @@ def test_the_canonical_form(target: str, path: str, segments: tuple[str, ...]) -
     assert (parsed.path, parsed.segments) == (path, segments)
 
 
+@given(st.text("/a-_~9", max_size=12).map(lambda path: "/" + path))
+def test_a_plain_path_is_merged_and_trimmed(path: str) -> None:
+    parsed = parse_target(path)
+    assert parsed.segments == tuple(segment for segment in path.split("/") if segment)
+    assert parsed.path == "/" + "/".join(parsed.segments)
+
+
 @rows(
     "target",
     [

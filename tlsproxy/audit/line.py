@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from json import JSONEncoder
+from json.encoder import encode_basestring_ascii
 from math import isfinite
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -35,7 +36,7 @@ EventResult = Literal["ok", "denied", "partial", "failed"]
 TRACING_ID_LIMIT: Final = 256
 """A tracing ID of more bytes is cut to so many characters (Qdrant: audit.rs), and so are claims of tokens."""
 
-_encode: Final = JSONEncoder(ensure_ascii=True).encode
+_encode_number: Final = JSONEncoder().encode
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _MICROSECONDS: Final = 1_000_000
 _DIGITS: Final = tuple(f"{number:03d}" for number in range(1000))
@@ -66,7 +67,7 @@ class Caller:
     token_groups: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Prepared:
     """The parts of an audit line that are the same for all requests with one head and caller, rendered once.
 
@@ -81,9 +82,34 @@ class Prepared:
     caller_fields: str
     reason: str
     caller: Caller
-    collection: str = ""
-    probe: bool = False
-    api: str = ""
+    collection: str
+    probe: bool
+    api: str
+
+    def __init__(  # noqa: PLR0913 - parts of a line, in their order
+        self,
+        before_api: str,
+        before_remote: str,
+        before_tracing: str,
+        verdict: str,
+        caller_fields: str,
+        reason: str,
+        caller: Caller,
+        *,
+        collection: str = "",
+        probe: bool = False,
+        api: str = "",
+    ) -> None:
+        self.before_api = before_api
+        self.before_remote = before_remote
+        self.before_tracing = before_tracing
+        self.verdict = verdict
+        self.caller_fields = caller_fields
+        self.reason = reason
+        self.caller = caller
+        self.collection = collection
+        self.probe = probe
+        self.api = api
 
     def at(self, api: str | None) -> Prepared:
         """The same line with this path."""
@@ -95,9 +121,9 @@ class Prepared:
             self.caller_fields,
             self.reason,
             self.caller,
-            self.collection,
-            self.probe,
-            _fields(("api", api)),
+            collection=self.collection,
+            probe=self.probe,
+            api=f',"api":{json_string(api)}' if api else "",
         )
 
     def denied(self, error: str, reason: str) -> Prepared:
@@ -129,7 +155,7 @@ def json_string(text: str) -> str:
     """A JSON string literal in printable ASCII."""
     if not text.isascii():
         text = _SURROGATE.sub("\ufffd", text)
-    return _encode(text)
+    return encode_basestring_ascii(text)
 
 
 def prepare(
@@ -170,7 +196,7 @@ def prepare(
         by,
         json_string(reason),
         caller,
-        collection or "",
+        collection=collection or "",
         api=_fields(("api", api)),
     )
 
@@ -287,4 +313,4 @@ def _value(value: str | int | float) -> str:  # noqa: PYI041 - compiled, an int 
     """JSON has no infinity and no NaN (RFC 8259 §6)."""
     if isinstance(value, str):
         return json_string(value)
-    return _encode(value) if isfinite(value) else "null"
+    return _encode_number(value) if isfinite(value) else "null"

@@ -18,17 +18,22 @@ from tlsproxy.wire.target import RequestTarget, parse_target
 _COLLECTION: Final = "{collection_name}"
 _FILES: Final = frozenset({"{snapshot_name}", "{snapshot}"})
 """Parameters that Qdrant joins to the path of a directory."""
-_ELSEWHERE = re.compile(r"[/\\].*|(?:.*[/\\])?\.\.?(?:[/\\].*)?", re.DOTALL)
+_ELSEWHERE: Final = re.compile(r"[/\\].*|(?:.*[/\\])?\.\.?(?:[/\\].*)?", re.DOTALL)
 """A file's name that leads out of its directory, as `..%2Fother%2Fx.snapshot` and `%2Fetc%2Fpasswd` do."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Recognised:
     """A routed request. ``operation`` is None without a row in the table."""
 
     target: RequestTarget
     operation: Operation | None
     collection: str | None
+
+    def __init__(self, target: RequestTarget, operation: Operation | None, collection: str | None) -> None:
+        self.target = target
+        self.operation = operation
+        self.collection = collection
 
 
 @dataclass(slots=True)
@@ -62,7 +67,7 @@ def _routes(operations: Iterable[Operation]) -> dict[str, _Node]:
     return roots
 
 
-_ROUTES = _routes((*REST, *OWN))
+_ROUTES: Final = _routes((*REST, *OWN))
 
 
 def recognise(method: str, target: str) -> Recognised:

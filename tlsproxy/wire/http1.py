@@ -13,41 +13,57 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
+from tlsproxy.memo import Memo
+
+Field = tuple[bytes, bytes]
+"""Name, in lower case, and value, without the white space around it."""
+KnownLines = Memo[bytes, Field]
+"""Fields by their lines as they came. Of a head that nobody has seen before, most lines were seen before."""
+
+MEMO_LINES: Final = 1024
+MEMO_LINE: Final = 512
+"""A longer line is not remembered: the memo's size in memory is bounded by the product."""
+_MEMO_NAMES: Final = 512
+_MEMO_NAME: Final = 64
 
 CHUNKED: Final = -1
 """The ``length`` of a chunked body."""
 
 END: Final = b"\r\n\r\n"
+_FEWEST_LINES: Final = 4
+"""Of a head that is split at its line ends: a request line, a field, and what is before and behind the last one."""
 
 # request-line = method SP request-target SP HTTP-version (RFC 9112 §3); the target is visible ASCII, split later.
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])")
 # field-line = field-name ":" OWS field-value OWS (RFC 9112 §5); field-vchar and obs-text, so no CTL but HTAB.
-_FIELD_LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)+\r\n")
-_FIELD = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
-_DIGITS = re.compile(rb"[0-9]{1,15}")
+_FIELD_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+_DIGITS: Final = re.compile(rb"[0-9]{1,15}")
 # uri-host [ ":" port ] (RFC 9110 §7.2), without the userinfo, percent-encoding and sub-delims that no client sends.
-_HOST = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
+_HOST: Final = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_BARE: Final = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
-_HOP_BY_HOP = frozenset(
+_HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-_DROPPED = _HOP_BY_HOP | {b"host"}
+_DROPPED: Final = _HOP_BY_HOP | {b"host"}
 # gRPC's binary metadata has names that end in -bin. Fields of the last two lines are set by the gateway alone. CGI-like
 # servers map `api_key` and `api-key` to one variable.
-_IDENTITY = re.compile(
+_IDENTITY: Final = re.compile(
     rb"(?:api-key|authorization|forwarded|x-real-ip)(?:-bin)?"
     rb"|proxy-auth.*|x-forwarded(-.*)?|x-client-cert.*|x-ssl-.*|x-tlsproxy-.*"
     rb"|(?:x-request-id|traceparent|tracestate)(?:-bin)?".replace(b"-", rb"[-_.]")
 )
 # Fields that decide on framing, routing or identity: two values are two readings.
-_ONCE = frozenset(
+_ONCE: Final = frozenset(
     b"host content-length transfer-encoding expect upgrade api-key authorization content-type content-encoding".split()
 )
-_KEPT_BY_CONNECTION = frozenset((b"host", b"content-length", b"content-type", b"content-encoding", b"expect"))
+_KEPT_BY_CONNECTION: Final = frozenset((b"host", b"content-length", b"content-type", b"content-encoding", b"expect"))
+_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
+
+_identities: Final = Memo[bytes, bool](_MEMO_NAMES)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestHead:
     """A parsed request head. Field names are lower case; values are stripped of white space.
 
@@ -57,11 +73,30 @@ class RequestHead:
 
     method: str
     target: str
-    fields: tuple[tuple[bytes, bytes], ...]
+    fields: tuple[Field, ...]
     host: bytes
     length: int
     options: frozenset[bytes]
     expects_continue: bool
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        fields: tuple[Field, ...],
+        host: bytes,
+        length: int,
+        options: frozenset[bytes],
+        *,
+        expects_continue: bool,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.fields = fields
+        self.host = host
+        self.length = length
+        self.options = options
+        self.expects_continue = expects_continue
 
     @property
     def close(self) -> bool:
@@ -77,7 +112,9 @@ class RequestHead:
 
     def without(self, *names: bytes) -> RequestHead:
         kept = tuple(field for field in self.fields if field[0] not in names)
-        return RequestHead(self.method, self.target, kept, self.host, self.length, self.options, self.expects_continue)
+        return RequestHead(
+            self.method, self.target, kept, self.host, self.length, self.options, expects_continue=self.expects_continue
+        )
 
     def with_length(self, size: int) -> RequestHead:
         """The same request with a body that was received whole: a length instead of chunks, and no Expect."""
@@ -99,7 +136,12 @@ def is_identity(name: bytes) -> bool:
 
     ``_`` and ``.`` count as ``-``.
     """
-    return _IDENTITY.fullmatch(name) is not None
+    known = _identities.get(name)
+    if known is None:
+        known = _IDENTITY.fullmatch(name) is not None
+        if len(name) <= _MEMO_NAME:
+            _identities.remember(name, known)
+    return known
 
 
 def has_bare_lf(data: bytes, start: int = 0) -> bool:
@@ -107,37 +149,61 @@ def has_bare_lf(data: bytes, start: int = 0) -> bool:
     return _BARE.search(data, start) is not None
 
 
-def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
-    """Parses a head, its empty line included. Raises :class:`BadRequest` or a subclass."""
-    line = _REQUEST_LINE.match(head)
+def parse_request(head: bytes, *, max_fields: int = 100, known: KnownLines | None = None) -> RequestHead:
+    """Parses a head, its empty line included. Raises :class:`BadRequest` or a subclass.
+
+    Fields of lines that are ``known`` are taken from there, and others put there.
+    """
+    lines = head.split(b"\r\n")
+    line = _REQUEST_LINE.fullmatch(lines[0])
     if line is None:
         raise BadRequest("Malformed request line")
-    if line.group(3) != b"1" or line.group(4) != b"1":
-        raise VersionRefused(_version_text(line.group(3) + b"." + line.group(4)))
-    if _FIELD_LINES.fullmatch(head, line.end()) is None:
+    method: bytes
+    target: bytes
+    version: bytes
+    method, target, version = line.groups()
+    if version != b"1.1":
+        raise VersionRefused(_version_text(version))
+    if len(lines) < _FEWEST_LINES or lines[-1] or lines[-2]:
         raise BadRequest("Malformed header")
-    fields = tuple((name.lower(), value.strip(b" \t")) for name, value in _FIELD.findall(head, line.end()))
+    fields = tuple([_field(each, known) for each in lines[1:-2]])
     if len(fields) > max_fields:
         raise HeadTooLarge(f"More than {max_fields} header fields")
     once = _singular(fields)
     host = once.get(b"host")
     if host is None or _HOST.fullmatch(host) is None:
         raise BadRequest("Exactly one valid Host header is required")
-    if b"upgrade" in once or line.group(1) == b"CONNECT":
+    if b"upgrade" in once or method == b"CONNECT":
         text = "Upgrade and CONNECT are not offered: send HTTP/1.1 without them; gRPC gets HTTP/2 by ALPN (h2)"
         raise UpgradeRefused(text)
     expect = once.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ExpectationFailed("The only expectation that is understood is 100-continue")
     return RequestHead(
-        method=line.group(1).decode(),
-        target=line.group(2).decode(),
-        fields=fields,
-        host=host,
-        length=_body_length(once),
-        options=_options(fields),
+        method.decode("ascii"),
+        target.decode("ascii"),
+        fields,
+        host,
+        _body_length(once),
+        _options(fields),
         expects_continue=expect is not None,
     )
+
+
+def _field(line: bytes, known: KnownLines | None) -> Field:
+    field = known.get(line) if known is not None else None
+    if field is not None:
+        return field
+    match = _FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise BadRequest("Malformed header")
+    name: bytes
+    value: bytes
+    name, value = match.groups()
+    field = name.lower(), value.strip(b" \t")
+    if known is not None and len(line) <= MEMO_LINE:
+        known.remember(line, field)
+    return field
 
 
 def _version_text(version: bytes) -> str:
@@ -146,7 +212,7 @@ def _version_text(version: bytes) -> str:
     return f"HTTP/{version.decode()} is not served: speak HTTP/1.1 (nginx: proxy_http_version 1.1)"
 
 
-def _singular(fields: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
+def _singular(fields: tuple[Field, ...]) -> dict[bytes, bytes]:
     values: dict[bytes, bytes] = {}
     for name, value in fields:
         if name in _ONCE:
@@ -171,11 +237,12 @@ def _body_length(once: dict[bytes, bytes]) -> int:
     return int(length)
 
 
-def _options(fields: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
+def _options(fields: tuple[Field, ...]) -> frozenset[bytes]:
     """The connection options."""
-    options = frozenset(
-        option.strip(b" \t").lower() for name, value in fields if name == b"connection" for option in value.split(b",")
-    )
+    values = [value for name, value in fields if name == b"connection"]
+    if not values:
+        return _NO_OPTIONS
+    options = frozenset([option.strip(b" \t").lower() for value in values for option in value.split(b",")])
     if options & _KEPT_BY_CONNECTION:
         raise BadRequest("Connection names a header that must reach the server")
     return options
@@ -187,17 +254,17 @@ def restate_request(
     *,
     upstream_host: bytes,
     upstream_key: bytes | None,
-    more: tuple[tuple[bytes, bytes], ...] = (),
+    more: tuple[Field, ...] = (),
 ) -> bytes:
     """The head for the upstream, without per-connection lines (`x-forwarded-for`) and without the empty line.
 
     ``target`` is the canonical one that was decided on, ``more`` are fields of the gateway's. Hop-by-hop fields, fields
     that Connection names, and all that carry identity or credentials are removed (RFC 9110 §7.6.1).
     """
-    dropped = _DROPPED | head.options if head.options else _DROPPED
+    dropped = _DROPPED if head.options <= _DROPPED else _DROPPED | head.options
     lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target.encode()), b"host: " + upstream_host]
-    lines += [b"%b: %b" % field for field in head.fields if field[0] not in dropped and not is_identity(field[0])]
-    lines += [b"%b: %b" % field for field in more]
+    lines += [b"%b: %b" % (name, value) for name, value in head.fields if name not in dropped and not is_identity(name)]
+    lines += [b"%b: %b" % (name, value) for name, value in more]
     if head.length == CHUNKED:
         lines.append(b"transfer-encoding: chunked")
     if upstream_key is not None:

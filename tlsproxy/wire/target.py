@@ -20,18 +20,23 @@ from tlsproxy.errors import AmbiguousPath, BadRequest
 MAX_SEGMENT: Final = 1024
 
 # pchar and "/" (RFC 3986 §3.3), and what clients leave unescaped besides and Qdrant takes: payload fields like a[].b
-_PATH = re.compile(r"/(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/\[\]|^]|%[0-9A-Fa-f]{2})*")
-_QUERY = re.compile(r"(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?\[\]|{}^`]|%[0-9A-Fa-f]{2})*")
-_PLAIN = re.compile(r"(?:/[0-9A-Za-z\-_~]+)+|/")
+_PATH: Final = re.compile(r"/(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/\[\]|^]|%[0-9A-Fa-f]{2})*")
+_QUERY: Final = re.compile(r"(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?\[\]|{}^`]|%[0-9A-Fa-f]{2})*")
+_PLAIN: Final = re.compile(r"/[0-9A-Za-z\-_~/]*")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestTarget:
     """``segments`` are decoded and not empty; ``path`` is canonical; ``query`` is as sent, without its ``?``."""
 
     segments: tuple[str, ...]
     path: str
     query: str
+
+    def __init__(self, segments: tuple[str, ...], path: str, query: str) -> None:
+        self.segments = segments
+        self.path = path
+        self.query = query
 
     def __str__(self) -> str:
         return f"{self.path}?{self.query}" if self.query else self.path
@@ -40,10 +45,12 @@ class RequestTarget:
 def parse_target(target: str) -> RequestTarget:
     """Parses a target in origin-form (RFC 9112 §3.2.1). Raises :class:`BadRequest` and :class:`AmbiguousPath`."""
     path, _, query = target.partition("?")
-    if _QUERY.fullmatch(query) is None:
+    if query and _QUERY.fullmatch(query) is None:
         raise BadRequest("Malformed query")
-    if _PLAIN.fullmatch(path) is not None:  # nothing to decode, merge or trim
-        return RequestTarget(tuple(path[1:].split("/")) if len(path) > 1 else (), path, query)
+    if path == "/":
+        return RequestTarget((), path, query)
+    if _PLAIN.fullmatch(path) is not None and "//" not in path and not path.endswith("/"):
+        return RequestTarget(tuple(path[1:].split("/")), path, query)  # nothing to decode, merge or trim
     if _PATH.fullmatch(path) is None:
         raise BadRequest("The request target must be an absolute path")
     segments = tuple(_decoded(segment) for segment in path.split("/") if segment)

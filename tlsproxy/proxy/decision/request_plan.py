@@ -50,7 +50,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.content_coding import Content, decoding
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.field_block import size_of
-from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
+from tlsproxy.wire.http1 import MEMO_LINES, KnownLines, RequestHead, parse_request, restate_request
 from tlsproxy.wire.json_skeleton import Template, long_arrays, marked, template_of, without
 from tlsproxy.wire.target import RequestTarget
 from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
@@ -88,11 +88,14 @@ class Unread:
         return 0 if self.coding is None else len(plain)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Relayed:
     """``head`` goes upstream, short of the connection's own lines; body and answer pass as they are, as most do."""
 
     head: bytes
+
+    def __init__(self, head: bytes) -> None:
+        self.head = head
 
 
 @dataclass(slots=True)
@@ -114,8 +117,9 @@ Route = Relayed | Reduced | Unread | LocalResponse | AuditSearch | None
 """Source of the answer to a request. None: it is refused. Unread: its body decides which of the others."""
 
 
-# Not frozen, as no noun that each new head or call makes: a frozen one sets each field by a call, compiled or not.
-@dataclass(slots=True)
+# As all that each new head makes: not frozen, which sets each field by a call, and not by dataclass's own constructor,
+# which stays interpreted.
+@dataclass(slots=True, init=False)
 class Plan:
     """Everything that is decided of a request before its body.
 
@@ -135,26 +139,79 @@ class Plan:
     role: str
     decision: Decision
     audit: Prepared
-    route: Route = None
-    framed: bool = False
-    length: int = 0
-    close: bool = True
-    to_head: bool = False
-    expects_continue: bool = False
-    streamed: bool = False
-    limit: int = UNLIMITED
-    of_role: bool = False
-    limit_check: LimitCheck | None = None
-    resend: bool = False
-    expires: float = NEVER
-    exists: ValueExists | None = None
-    affinity: bytes = b""
-    fields: bytes = b""
-    readable: bytes = b""
-    body_facts: BodyFacts | None = None
-    questions: tuple[Question, ...] = ()
-    timeout: float = 0.0
-    queries: QueryPolicy = NO_POLICY
+    route: Route
+    framed: bool
+    length: int
+    close: bool
+    to_head: bool
+    expects_continue: bool
+    streamed: bool
+    limit: int
+    of_role: bool
+    limit_check: LimitCheck | None
+    resend: bool
+    expires: float
+    exists: ValueExists | None
+    affinity: bytes
+    fields: bytes
+    readable: bytes
+    body_facts: BodyFacts | None
+    questions: tuple[Question, ...]
+    timeout: float
+    queries: QueryPolicy
+
+    def __init__(  # noqa: PLR0913 - what is decided, by name
+        self,
+        operation: str,
+        role: str,
+        decision: Decision,
+        audit: Prepared,
+        route: Route = None,
+        *,
+        framed: bool = False,
+        length: int = 0,
+        close: bool = True,
+        to_head: bool = False,
+        expects_continue: bool = False,
+        streamed: bool = False,
+        limit: int = UNLIMITED,
+        of_role: bool = False,
+        limit_check: LimitCheck | None = None,
+        resend: bool = False,
+        expires: float = NEVER,
+        exists: ValueExists | None = None,
+        affinity: bytes = b"",
+        fields: bytes = b"",
+        readable: bytes = b"",
+        body_facts: BodyFacts | None = None,
+        questions: tuple[Question, ...] = (),
+        timeout: float = 0.0,
+        queries: QueryPolicy = NO_POLICY,
+    ) -> None:
+        self.operation = operation
+        self.role = role
+        self.decision = decision
+        self.audit = audit
+        self.route = route
+        self.framed = framed
+        self.length = length
+        self.close = close
+        self.to_head = to_head
+        self.expects_continue = expects_continue
+        self.streamed = streamed
+        self.limit = limit
+        self.of_role = of_role
+        self.limit_check = limit_check
+        self.resend = resend
+        self.expires = expires
+        self.exists = exists
+        self.affinity = affinity
+        self.fields = fields
+        self.readable = readable
+        self.body_facts = body_facts
+        self.questions = questions
+        self.timeout = timeout
+        self.queries = queries
 
     @property
     def upstream(self) -> bytes:
@@ -203,6 +260,7 @@ class Plans:
         self._upstream_host = generation.nodes[0].rest.authority
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
+        self._lines: KnownLines = Memo(MEMO_LINES)
         self._memo = Memo[tuple[Principal, bytes], Plan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, bytes], Plan](MEMO_REFUSALS)
         self._read = Memo[tuple[Unread, bytes], tuple[Plan, Template | None]](MEMO_PLANS)
@@ -224,15 +282,16 @@ class Plans:
         if tracing is not NO_TRACING:
             key = principal, head
             plan = self._memo.get(key) or self._refusals.get(key)
-        if plan is None or now >= plan.expires:
-            plan = self._renewed(principal, head, now)
+        if plan is None:
+            return self._remembered(principal, head, now), tracing
+        if now >= plan.expires:
+            self._memo.pop(key, None)
+            self._refusals.pop(key, None)
+            plan = self._remembered(principal, head, now)
         return plan, tracing
 
-    def _renewed(self, principal: Principal, head: bytes, now: float) -> Plan:
-        key = principal, head
-        self._memo.pop(key, None)
-        self._refusals.pop(key, None)
-        plan = self.make(principal, head, now)
+    def _remembered(self, principal: Principal, head: bytes, now: float) -> Plan:
+        key, plan = (principal, head), self.make(principal, head, now)
         if len(head) <= MEMO_HEAD and plan.framed and now < plan.expires:
             if plan.route is not None:
                 self._memo.remember(key, plan)
@@ -243,7 +302,7 @@ class Plans:
     def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:
         """``ended`` refuses whatever is asked: the connection has lost its right to exist."""
         try:
-            parsed = parse_request(head, max_fields=self._max_fields)
+            parsed = parse_request(head, max_fields=self._max_fields, known=self._lines)
         except RequestError as error:
             return self.unreadable(principal, error)
         presented = _presented(parsed)
@@ -346,8 +405,7 @@ class Plans:
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """The plan of a request without a readable head, and so without an end."""
         decision = refusal_of(error)
-        caller = caller_of(principal, None)
-        return Plan("unreadable", principal.role, decision, prepared(caller, decision))
+        return Plan("unreadable", principal.role, decision, prepared(caller_of(principal, None), decision))
 
     def _plan(
         self,
