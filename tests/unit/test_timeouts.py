@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +52,14 @@ def test_a_timeout_is_read_as_qdrant_reads_it(query: str, seconds: float) -> Non
 @given(st.text(max_size=60).map(lambda text: quote(text, safe="&=+timeout0123456789")))
 def test_no_query_is_more_than_finite_seconds(query: str) -> None:
     assert 0 <= timeout_in(query) < math.inf
+
+
+@given(
+    st.lists(st.sampled_from(["timeout=5", "%74imeout=6", "timeout", "wait=true", "&", "=7", ";", "+"])).map("".join)
+)
+def test_a_query_that_seems_to_say_none_says_none(query: str) -> None:
+    values = [value for name, value in parse_qsl(query) if name == "timeout"]
+    assert timeout_in(query) == (float(values[0]) if len(values) == 1 and values[0].isdecimal() else 0)
 
 
 @given(st.integers(0, 10**8 - 1), st.sampled_from("HMSmun"))

@@ -25,7 +25,7 @@ def timeout_in(query: str) -> float:
     """Seconds that the query asks for. 0 where there are none, or none that Qdrant takes: it wants one whole number
     of 64 bits, for example `wait=true&timeout=600`.
     """
-    if "=" not in query:
+    if "timeout" not in query and "%" not in query:  # most queries say something else, like wait=true
         return 0.0
     try:
         parameters = parse_qsl(query, max_num_fields=_MOST_PARAMETERS)

@@ -47,5 +47,7 @@ def own_affinity(head: RequestHead | CallHead, key: bytes | None, admission: Adm
 
 def clients_affinity(head: RequestHead | CallHead) -> bytes:
     """The client's first value, as Qdrant reads it; empty for none, and for one that is not asked with."""
-    value = next((value for name, value in head.fields if name == HEADER), b"")
-    return value if _ASKED_WITH.fullmatch(value) else b""
+    for name, value in head.fields:
+        if name == HEADER:
+            return value if _ASKED_WITH.fullmatch(value) else b""
+    return b""
