@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +73,35 @@ def test_others_are_served_between_many_and_who_has_ended_is_left_alone(what: st
         deadlines.close()
 
     asyncio.run(run())
+
+
+def test_streams_that_ended_together_are_freed_in_their_turns() -> None:
+    async def run() -> None:
+        deadlines = Deadlines(asyncio.get_running_loop())
+        streams = [Stream(deadlines) for _ in range(20)]
+        alive = [weakref.ref(one) for one in streams]
+        for one in streams:
+            one.deadline = time.monotonic()
+            one.expired = partial(_end, deadlines, weakref.ref(one))  # type: ignore[method-assign]
+        del one
+        streams.clear()
+        deadlines._sweep()
+        left = []
+        for _ in range(25):
+            left.append(sum(one() is not None for one in alive))
+            await asyncio.sleep(0)
+        assert all(before - after <= 1 for before, after in itertools.pairwise(left))
+        assert left[-1] == 0
+        deadlines.close()
+
+    asyncio.run(run())
+
+
+def _end(deadlines: Deadlines, one: weakref.ref[Stream]) -> None:
+    stream = one()
+    assert stream is not None
+    stream._done("expired")
+    deadlines.discard(stream)
 
 
 def test_a_deadline_that_moved_meanwhile_is_not_over() -> None:

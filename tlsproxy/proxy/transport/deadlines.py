@@ -62,7 +62,7 @@ class Deadlines:
 
     def rearm(self) -> None:
         """Applies changed limits to waits in progress, in slices."""
-        self._loop.call_soon(self._in_slices, iter(list(self._streams)), self._rearm_one)
+        self._loop.call_soon(self._in_slices, _each(list(self._streams)), self._rearm_one)
 
     def _rearm_one(self, stream: Expiring) -> None:
         if stream in self._streams:
@@ -83,19 +83,22 @@ class Deadlines:
     def _sweep(self) -> None:
         self._handle = self._loop.call_later(TICK, self._sweep)
         now = time.monotonic()
-        self._in_slices(iter([stream for stream in self._streams if stream.deadline <= now]), self._expire)
+        self._in_slices(_each([stream for stream in self._streams if stream.deadline <= now]), self._expire)
         self._looked_at |= self.heard
         self.heard.clear()
-        self._in_slices(iter(self._next_heard, None), _look)
+        self._in_slices(_each(self._looked_at), _look)
         for call in self.each:
             call()
-
-    def _next_heard(self) -> Receiving | None:
-        return self._looked_at.pop() if self._looked_at else None
 
     def _expire(self, stream: Expiring) -> None:
         if stream in self._streams and stream.deadline <= time.monotonic():
             stream.expired()
+
+
+def _each(streams: list[T] | set[T]) -> Iterator[T]:
+    """Each stream, which is let go with its turn: those that have ended would else be freed together, in one go."""
+    while streams:
+        yield streams.pop()
 
 
 def _look(receiving: Receiving) -> None:
