@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tlsproxy.proxy.transport.deadlines import NEVER, SLICE, Deadlines
+from tlsproxy.proxy.transport.deadlines import NEVER, Deadlines
+from tlsproxy.slices import SLICE
 
 CLOCK = SimpleNamespace(now=1000.0)
 

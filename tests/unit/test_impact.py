@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snapshot_site import CLIENT, OTHER, ROOT, SnapshotSite, client_context, config_text, handshake, site
 
+from tlsproxy import slices
 from tlsproxy.config.limits import MassCut
 from tlsproxy.proxy.core import connection_manager, impact_analysis
 from tlsproxy.proxy.core.authorization import Standing
@@ -147,7 +148,7 @@ OPTIONAL = {"verify_https_client_certificate": False, "unmapped_certificate": "d
 
 @pytest.mark.plain  # stand-ins for compiled classes
 def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_manager, "SLICE", 0.0)
+    monkeypatch.setattr(slices, "SLICE", 0.0)
     made = site(tmp_path)
     made.configure(service=OPTIONAL)
 

@@ -24,7 +24,7 @@ from tlsproxy.config.model import HttpProtocol
 from tlsproxy.errors import AuditUnavailable, OutOfDescriptors
 from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.metrics.prometheus import exposed
-from tlsproxy.proxy.core.connection_manager import ConnectionManager, slices
+from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway, Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.impairments import UPSTREAM_FAILURES
@@ -36,6 +36,7 @@ from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.service import runtime
 from tlsproxy.service.node_trail import NodeHealth
+from tlsproxy.slices import slices
 from tlsproxy.snapshot.generation import Generation
 
 MAX_CONNECTIONS: Final = 1000

@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from tlsproxy.audit.line import Refusal, json_string, members
 from tlsproxy.proxy.core.authorization import Standing
@@ -37,17 +37,13 @@ from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.limits.addresses import network_of
 from tlsproxy.proxy.limits.fair_shares import Account
+from tlsproxy.slices import SLICE, slices
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.negotiated import UNKNOWN, Negotiated
 
-T = TypeVar("T")
-
 TICK: Final = 0.25
 """Seconds between two looks for expired rights."""
-SLICE: Final = 0.002
-"""Seconds of judging or considering in one iteration. A connection costs 10 µs or, where thousands of rules or locks
-are asked for the first time, a millisecond."""
 OPERATOR: Final = "cut_by_operator"
 TOO_OLD: Final = "max_connection_age"
 EARLY: Final = 0.1
@@ -226,22 +222,6 @@ def _account(standing: Standing, address: str) -> Account:
     return ("address", network_of(address)) if identity is None else identity.account
 
 
-def slices(items: Iterable[T]) -> Iterator[Iterator[T]]:
-    """The items in slices, between which others are to be served."""
-    rest = iter(items)
-    return (_slice(first, rest) for first in rest)
-
-
-def _slice(first: T, rest: Iterator[T]) -> Iterator[T]:
-    end = time.monotonic() + SLICE
-    yield first
-    if time.monotonic() < end:
-        for item in rest:
-            yield item
-            if time.monotonic() >= end:
-                return
-
-
 class ConnectionManager:
     """Connections by number, which is the next of ``numbers``. Ended by :meth:`close`.
 
@@ -370,6 +350,7 @@ class ConnectionManager:
                 entry.end_reason = TOO_OLD
                 self._gateway.metrics.connection_ended(TOO_OLD)
                 self._drain(entry, limits.drain_timeout, self._pause(number))
+            # It costs 10 µs or, where thousands of rules or locks are asked for the first time, a millisecond.
             if time.monotonic() >= monotonic + SLICE:
                 return
         following.cancel()

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
+from tlsproxy.slices import slices
+
 TICK: Final = 0.1
 NEVER: Final = float("inf")
-SLICE: Final = 0.002
-"""Seconds of one callback for what is done to many streams."""
 
 T = TypeVar("T")
 
@@ -62,20 +62,19 @@ class Deadlines:
 
     def rearm(self) -> None:
         """Applies changed limits to waits in progress, in slices."""
-        self._loop.call_soon(self._in_slices, _each(list(self._streams)), self._rearm_one)
+        self._loop.call_soon(self._in_slices, slices(_each(list(self._streams))), self._rearm_one)
 
     def _rearm_one(self, stream: Expiring) -> None:
         if stream in self._streams:
             stream.rearm()
 
-    def _in_slices(self, items: Iterator[T], act: Callable[[T], None]) -> None:
+    def _in_slices(self, turns: Iterator[Iterator[T]], act: Callable[[T], None]) -> None:
         """Acts on each item; others are served in between. Twenty thousand streams may expire at once."""
-        end = time.monotonic() + SLICE
-        for item in items:
-            act(item)
-            if time.monotonic() >= end:
-                self._loop.call_soon(self._in_slices, items, act)
-                return
+        for items in turns:
+            for item in items:
+                act(item)
+            self._loop.call_soon(self._in_slices, turns, act)
+            return
 
     def close(self) -> None:
         self._handle.cancel()
@@ -83,10 +82,11 @@ class Deadlines:
     def _sweep(self) -> None:
         self._handle = self._loop.call_later(TICK, self._sweep)
         now = time.monotonic()
-        self._in_slices(_each([stream for stream in self._streams if stream.deadline <= now]), self._expire)
+        over = [stream for stream in self._streams if stream.deadline <= now]
+        self._in_slices(slices(_each(over)), self._expire)
         self._looked_at |= self.heard
         self.heard.clear()
-        self._in_slices(_each(self._looked_at), _look)
+        self._in_slices(slices(_each(self._looked_at)), _look)
         for call in self.each:
             call()
 

@@ -1,0 +1,28 @@
+"""Work on the event loop in slices of time: others are served in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+SLICE: Final = 0.002
+"""Seconds for which nobody else is served. An item that was begun by then is finished."""
+
+
+def slices(items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """The items in slices. Each slice is to be used up before the next one, and the loop to turn in between."""
+    rest = iter(items)
+    return (_slice(first, rest) for first in rest)
+
+
+def _slice(first: T, rest: Iterator[T]) -> Iterator[T]:
+    end = time.monotonic() + SLICE
+    yield first
+    if time.monotonic() < end:
+        for item in rest:
+            yield item
+            if time.monotonic() >= end:
+                return
