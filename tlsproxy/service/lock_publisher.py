@@ -64,12 +64,16 @@ class LockPublisher:
         self._trail = trail
         self._nodes = nodes
         self._looking, self._publishing = asyncio.Lock(), asyncio.Lock()
-        self._report(start=True)
 
     @property
     def faults(self) -> Mapping[Input, Fault]:
         """The reason why the lock file is not in force as it is, if there is one."""
         return {} if self._watch.fault is None else {self._watch.subject: self._watch.fault}
+
+    async def begin(self) -> None:
+        """Report the locks of the start."""
+        async with self._publishing:
+            await self._serve(self._target.generation, start=True)
 
     async def run(self, reload: Callable[[str], Awaitable[Any]]) -> None:
         """Look until cancelled; a new fault is reported by a reload, which may wait for other files."""
@@ -92,12 +96,11 @@ class LockPublisher:
         """Read the lock file, and publish its locks if they differ. Whether the file's fault is another one."""
         async with self._looking:
             changed = await self._watch.read(self._target.clock.now())
-            cut = None
-            if self._joined(self._watch.state) != self._target.generation.states.locks:
-                cut = await self._consequences()
-                async with self._publishing:
-                    await self._target.publish(await self._locked(self._target.generation))
-            self._report(cut=cut)
+            differ = self._joined(self._watch.state) != self._target.generation.states.locks
+            cut = await self._consequences() if differ else None
+            async with self._publishing:
+                present = self._target.generation
+                await self._serve(await self._locked(present) if differ else present, cut=cut)
             return changed
 
     async def publish(self, generation: Generation) -> Generation:
@@ -106,8 +109,7 @@ class LockPublisher:
             present = self._target.generation
             if present.number >= generation.number or present.states.locks != generation.states.locks:
                 generation = await in_thread(with_locks, generation, present.states.locks, present.number + 1)
-            await self._target.publish(generation)
-        self._report()
+            await self._serve(generation)
         return generation
 
     def status(self) -> Mapping[str, Any]:
@@ -126,10 +128,15 @@ class LockPublisher:
         await self._target.dismiss()
         return found.cut.count + found.ended.count
 
-    def _report(self, *, cut: int | None = None, start: bool = False) -> None:
-        generation = self._target.generation
+    async def _serve(self, generation: Generation, *, cut: int | None = None, start: bool = False) -> None:
+        """Publish it, unless it serves, and report its locks: before the connections that they end, which are judged
+        from the next turn of the loop on.
+        """
         file, now = generation.states.locks.value, self._target.clock.now()
-        self._trail.look(generation.policy.locks, file, now, cut=cut, start=start)
+        found = await self._trail.differences(generation.policy.locks, file, now)
+        if generation is not self._target.generation:
+            await self._target.publish(generation)
+        await self._trail.tell(found, cut=cut, start=start)
         self._nodes.look(generation.nodes, file, now)
 
 

@@ -5,9 +5,10 @@ A lock that ends at its moment is published by nobody: so the locks in force are
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,7 +17,9 @@ from tlsproxy.audit.line import event_line
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.locks import Lock, Locks, Selector
 from tlsproxy.config.locks import FileEntry, LockFile
+from tlsproxy.slices import slices
 from tlsproxy.text import printable, rfc3339
+from tlsproxy.threads import in_thread
 
 MAX_LISTED: Final = 10_000
 """Most locks in a status."""
@@ -42,7 +45,21 @@ class _Held:
     cut: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Locks that begin to hold at ``now``, and those that end, each with the file's entry and the author of its end, as
+    far as there are any.
+    """
+
+    locks: Locks
+    now: float
+    begun: Sequence[tuple[_Key, Lock]] = ()
+    ended: Sequence[tuple[_Key, FileEntry | None, str]] = ()
+
+
 class LockTrail:
+    """For one event loop. Between :meth:`differences` and the end of :meth:`tell` no others may be asked for."""
+
     def __init__(self, audit: AuditWriter, metrics: LockMetrics, path: Path) -> None:
         self._audit = audit
         self._metrics = metrics
@@ -50,48 +67,58 @@ class LockTrail:
         self._held: dict[_Key, _Held] = {}
         self._looked: tuple[Locks | None, float] = None, 0.0
 
-    def look(self, locks: Locks, file: LockFile, now: float, *, cut: int | None = None, start: bool = False) -> None:
-        """Report what differs from the last look. ``now`` is seconds since the epoch, ``cut`` as in :class:`_Held`."""
+    async def differences(self, locks: Locks, file: LockFile, now: float) -> Differences:
+        """What is to be told once these locks are in force; thousands are compared in a thread.
+
+        ``file`` has the marks of those that were taken back, ``now`` is seconds since the epoch.
+        """
         former, then = self._looked
-        self._looked = locks, now
         if locks is former and not locks.differ(then, now):
-            return
-        present = locks.in_force(now)
-        if present.keys() == self._held.keys() and all(self._held[key].lock == each for key, each in present.items()):
-            return
-        for key, lock in present.items():
-            known = self._held.get(key)
-            if known is None or known.lock != lock:
+            return Differences(locks, now)
+        return await in_thread(_differences, self._held, locks, file, now)
+
+    async def tell(self, found: Differences, *, cut: int | None = None, start: bool = False) -> None:
+        """Report the differences, which are those from what was told last; thousands in slices. ``cut`` as in
+        :class:`_Held`.
+        """
+        self._looked = found.locks, found.now
+        for number, begun in enumerate(slices(found.begun)):
+            if number:
+                await asyncio.sleep(0)
+            for key, lock in begun:
                 self._held[key] = _Held(lock, cut)
-                self._tell_lock(lock, now, cut, start=start)
-        lifted = {entry.lock().selector: entry for entry in file.locks if entry.lifted_at is not None}
-        for key in self._held.keys() - present.keys():
-            lock = self._held.pop(key).lock
-            self._tell_unlock(lock, now, lifted.get(key[0]), file.all_lifted_by)
-        self._metrics.locked(Counter[str](held.lock.kind for held in self._held.values()))
+                self._tell_lock(lock, found.now, cut, start=start)
+        for number, ended in enumerate(slices(found.ended)):
+            if number:
+                await asyncio.sleep(0)
+            for key, lifted, by in ended:
+                self._tell_unlock(self._held.pop(key).lock, found.now, lifted, by)
+        if found.begun or found.ended:
+            self._metrics.locked(Counter[str](held.lock.kind for held in self._held.values()))
 
     def status(self, fault: str) -> dict[str, Any]:
-        """As JSON values; ``fault`` is why the file is not in force as it is."""
+        """As JSON values; ``fault`` is why the file is not in force as it is. May be called in a thread."""
+        held = list(self._held.values())
         entries = [
             {
-                "lock": held.lock.name,
-                "kind": held.lock.kind,
-                "value": held.lock.value,
-                "issuer": held.lock.issuer or None,
-                "until": None if held.lock.until == NEVER else held.lock.until,
-                "by": held.lock.by,
-                "at": held.lock.at or None,
-                "reason": held.lock.reason,
-                "configured": held.lock.configured,
-                "cut": held.cut,
+                "lock": one.lock.name,
+                "kind": one.lock.kind,
+                "value": one.lock.value,
+                "issuer": one.lock.issuer or None,
+                "until": None if one.lock.until == NEVER else one.lock.until,
+                "by": one.lock.by,
+                "at": one.lock.at or None,
+                "reason": one.lock.reason,
+                "configured": one.lock.configured,
+                "cut": one.cut,
             }
-            for held in self._held.values()
+            for one in held[:MAX_LISTED]
         ]
         return {
             "file": str(self._path.absolute()),
             "error": fault,
-            "count": len(entries),
-            "entries": entries[:MAX_LISTED],
+            "count": len(held),
+            "entries": entries,
         }
 
     def _tell_lock(self, lock: Lock, now: float, cut: int | None, *, start: bool) -> None:
@@ -124,6 +151,14 @@ class LockTrail:
                 when=now, event=event, remote=None, result="ok", reason=source, detail={"lock": lock.name, **fields}
             )
         )
+
+
+def _differences(held: Mapping[_Key, _Held], locks: Locks, file: LockFile, now: float) -> Differences:
+    present = locks.in_force(now)
+    begun = [(key, lock) for key, lock in present.items() if (known := held.get(key)) is None or known.lock != lock]
+    gone = held.keys() - present.keys()
+    lifted = {entry.lock().selector: entry for entry in file.locks if entry.lifted_at is not None} if gone else {}
+    return Differences(locks, now, begun, [(key, lifted.get(key[0]), file.all_lifted_by) for key in gone])
 
 
 def _by(lock: Lock) -> str:

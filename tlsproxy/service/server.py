@@ -154,6 +154,7 @@ class _Program:
             shared = self._sharing(served)
             trail = LockTrail(audit, served.counted, watch.path)
             locks = LockPublisher(served, watch, trail, NodeTrail(audit), *([shared.locked] if shared else []))
+            await locks.begin()
             reloader = Reloader(
                 target=served,
                 audit=audit,
