@@ -249,7 +249,9 @@ def test_a_command_cuts_without_a_browsers_headers(tmp_path: Path) -> None:
     over_both(scenario, tmp_path)
 
 
-def test_page_and_status_are_made_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_status_and_the_result_of_a_reload_are_made_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both may have megabytes, of thousands of roles and connections."""
     makers: list[int] = []
 
@@ -267,7 +269,8 @@ def test_page_and_status_are_made_beside_the_loop(tmp_path: Path, monkeypatch: p
         makers.clear()
         assert (await client("GET", "/"))[:2] == (200, "<p>")
         assert (await client("GET", "/status"))[0] == 200
-        assert len(makers) == 2
+        assert (await client("POST", "/reload"))[0] == 200
+        assert len(makers) == 3
         assert threading.get_ident() not in makers
 
     over_both(scenario, tmp_path)

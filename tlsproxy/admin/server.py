@@ -145,7 +145,7 @@ class AdminServer:
             effect = "nothing has changed" if rehearsal else "the reload goes on, and /status will tell"
             text = f"no verdict within {self._reload_deadline:g} s; {effect}"
             return _json({"result": "pending", "error": text}, 500)
-        return _json(result, _RESULT_STATUS.get(str(result.get("result")), 500))
+        return await in_thread(_json, result, _RESULT_STATUS.get(str(result.get("result")), 500))
 
     async def _cut(self, request: web.Request) -> web.Response:
         own_page = _from_our_page(request)

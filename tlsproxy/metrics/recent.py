@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from itertools import chain
 from typing import Any, Final
 
 from tlsproxy.audit.line import Refusal
@@ -66,16 +65,18 @@ class Recent:
         (self._identified if refusal.identity or refusal.key else self._unidentified).append(refusal)
 
     def decisions(self) -> dict[str, Any]:
-        """As JSON values: ``slots``, the oldest first, without empty ones."""
+        """As JSON values: ``slots``, the oldest first, without empty ones. May be called in a thread, as it should with
+        thousands of counts: it counts copies.
+        """
         now = self._clock()
-        recent = [(start, slot) for start, slot in self._slots if now - SLOTS * SECONDS < start]
+        recent = [(start, slot.copy()) for start, slot in list(self._slots) if now - SLOTS * SECONDS < start]
         return _section(
             (start, role, outcome, count) for start, slot in recent for (role, outcome), count in slot.items()
         )
 
     def refusals(self) -> list[dict[str, Any]]:
-        """As JSON values, the latest first."""
-        return _latest(map(_described, chain(self._identified, self._unidentified)))
+        """As JSON values, the latest first. May be called in a thread."""
+        return _latest(map(_described, [*self._identified, *self._unidentified]))
 
 
 def dated(section: Mapping[str, Any], ahead: float) -> dict[str, Any]:

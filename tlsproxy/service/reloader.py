@@ -225,6 +225,11 @@ class Reloader:
                 return asdict(failed) | {"warnings": (), "restart_needed": old.restart_needed}
             if consequences is not None:
                 await self._target.dismiss()
+        return await in_thread(self._rehearsed, result, old, candidate, consequences)
+
+    def _rehearsed(
+        self, result: ReloadResult, old: Generation, candidate: Candidate, consequences: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         new, error = candidate.generation, problems(candidate.faults, candidate.judged_at)
         result = replace(
             result,

@@ -38,6 +38,7 @@ from tlsproxy.service import runtime
 from tlsproxy.service.node_trail import NodeHealth
 from tlsproxy.slices import slices
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.threads import in_thread
 
 MAX_CONNECTIONS: Final = 1000
 """Most connections in a status."""
@@ -251,8 +252,8 @@ class Serving:
             **({"nodes": nodes} if (nodes := self._nodes()) else {}),
             "former_upstream": {"rest": self._upstreams.pool.former}
             | {name: len(one) for name, one in self._gateway.former.items()},
-            "decisions": self.counted.recent.decisions(),
-            "refusals": self.counted.recent.refusals(),
+            "decisions": await in_thread(self.counted.recent.decisions),
+            "refusals": await in_thread(self.counted.recent.refusals),
             "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},
         }
 

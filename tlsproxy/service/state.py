@@ -35,7 +35,7 @@ def _rights(generation: Generation, role: str) -> str:
 
 
 def _facts(generation: Generation) -> dict[str, Any]:
-    """Members of a status that follow from a generation alone. Blocks for as long as thousands of roles take."""
+    """Members of a status that follow from a generation alone."""
     material, policy = generation.material, generation.policy
     return {
         "unused": [str(problem) for problem in generation.unused],
@@ -87,13 +87,18 @@ class ServiceState:
         return verdict if self._shared is None else verdict.with_part(SHARED, self._shared.part)
 
     async def status(self, subject: str) -> Mapping[str, Any]:
-        figures = await self._served.figures(subject)
-        generation = self._served.generation
-        facts = await in_thread(_facts, generation)
+        figures, readiness = await self._served.figures(subject), await self.ready()
+        return await in_thread(self._status, self._served.generation, readiness, figures)
+
+    def _status(self, generation: Generation, readiness: Readiness, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """In a thread: it takes as long as thousands of roles, locks and inputs do. So it reads only what is replaced
+        as a whole.
+        """
+        facts = _facts(generation)
         return {
             "version": tlsproxy.__version__,
             "form": form(),
-            "readiness": (await self.ready()).as_json(),
+            "readiness": readiness.as_json(),
             "generation": {
                 "number": generation.number,
                 "digest": generation.digest,
@@ -121,8 +126,11 @@ class ServiceState:
 
     async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
         """Shielded: if the caller stops waiting, the reload goes on. ``warnings`` are those that it brought."""
-        before = self._reloader.warnings()
+        before = await in_thread(self._reloader.warnings)
         await asyncio.shield(self._reloader.reload(trigger, force=force))
+        return await in_thread(self._reloaded, before)
+
+    def _reloaded(self, before: Sequence[str]) -> dict[str, Any]:
         return self._reloader.status() | {
             "restart_needed": self._served.generation.restart_needed,
             "warnings": [warning for warning in self._reloader.warnings() if warning not in before],

@@ -177,7 +177,7 @@ class Worker:
         return orjson.dumps((await self._require_serving().ready()).encoded())
 
     async def _figures(self, message: ChannelMessage) -> bytes:
-        return orjson.dumps(await self._require_serving().figures(message.head["subject"]))
+        return await in_thread(orjson.dumps, await self._require_serving().figures(message.head["subject"]))
 
     async def _metrics(self, _message: ChannelMessage) -> bytes:
         return await in_thread(report, self._require_serving().counted.series())
