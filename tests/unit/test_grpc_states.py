@@ -67,11 +67,10 @@ def test_the_last_stream_of_a_goaway_is_never_raised(site: Site) -> None:
     ends.up.handler.data_received(http2.goaway(stream, Code.NO_ERROR))
     ends.session.drain()
     ends.session.drained()
-    frames = Frames()
-    last = [
-        int.from_bytes(frames.data[start + http2.HEADER :][:4], "big")
-        for what, _, start, _ in frames.cut(bytes(ends.down.written))
-        if what >> 8 == Kind.GOAWAY
-    ]
+    frames, last = Frames(), []
+    frames.begin(bytes(ends.down.written))
+    while frames.advance():
+        if frames.what >> 8 == Kind.GOAWAY:
+            last.append(int.from_bytes(frames.data[frames.start + http2.HEADER :][:4], "big"))
     assert last
     assert all(later <= earlier for earlier, later in pairwise(last))

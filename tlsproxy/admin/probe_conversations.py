@@ -230,8 +230,11 @@ class GrpcConversation:
     async def _read(self, answer: _Answer) -> None:
         data = await self.socket.receive()
         out = b""
-        for what, stream, start, end in self._frames.cut(data):
-            kind, flags, payload = what >> 8, what & 0xFF, self._frames.data[start + HEADER : end]
+        frames = self._frames
+        frames.begin(data)
+        while frames.advance():
+            kind, flags, stream = frames.what >> 8, frames.what & 0xFF, frames.stream
+            payload = frames.data[frames.start + HEADER : frames.end]
             http2.check(kind, flags, stream, len(payload))
             if stream == 0:
                 out += self._of_connection(kind, flags, payload)

@@ -6,7 +6,7 @@ Frames are handled whole and are small: neither side is ever offered a larger SE
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -24,14 +24,13 @@ TABLE: Final = 4096
 MAX_STREAM: Final = 0x7FFF_FFFF
 MAX_WINDOW: Final = 0x7FFF_FFFF
 MOST_FRAMES: Final = 1024
-"""Frames of one call of :meth:`Frames.cut`, at some two microseconds each: the smallest have 9 bytes."""
+"""Frames of one read, at some two microseconds each: the smallest have 9 bytes."""
 FIRST_WINDOW: Final = 65_535
 """Initial flow-control window of a connection and of each stream, in bytes (§6.9.2)."""
 
 
 # Length in two parts, the high one 0 for every frame allowed here; type and flags as one number; stream.
 _HEAD: Final = struct.Struct(">BHHI")
-_Numbers = tuple[int, int, int, int]
 _pack: Final = _HEAD.pack
 
 
@@ -113,17 +112,19 @@ class StreamError(TlsproxyError):
 
 
 class Frames:
-    """Splitter of a byte stream into frames.
+    """Splitter of a byte stream into frames: a cursor, as compiled code makes an object of each value of an iterator.
 
-    ``data`` is the buffer of the current :meth:`cut`, ``rest`` an incomplete frame or frames kept for later. ``reads``
-    counts reads that completed a frame. ``more``: ``rest`` may hold whole frames.
+    ``data`` is what :meth:`begin` began with. ``what`` (type << 8 | flags), ``stream``, ``start`` (of the header) and
+    ``end`` are those of the frame that :meth:`advance` found. ``rest`` is an incomplete frame or frames kept for later.
+    ``reads`` counts reads that completed a frame. ``more``: ``rest`` may hold whole frames.
     """
 
-    __slots__ = ("data", "more", "reads", "rest")
+    __slots__ = ("_left", "data", "end", "more", "reads", "rest", "start", "stream", "what")
 
     def __init__(self) -> None:
         self.data = self.rest = b""
-        self.reads = 0
+        self.reads = self._left = 0
+        self.what = self.stream = self.start = self.end = 0
         self.more = False
 
     @property
@@ -137,34 +138,41 @@ class Frames:
         rest = self.rest
         return (rest[3], stream_of(rest)) if len(rest) >= HEADER else None
 
-    def cut(self, data: bytes) -> Iterator[tuple[int, int, int, int]]:
-        """(type << 8 | flags, stream, start, end) of whole frames in ``self.data``, at most :data:`MOST_FRAMES`.
-
-        ``start`` is that of the header. A caller that leaves the loop early calls :meth:`keep`. Raises Http2Error.
-        """
-        self.data = data = self.rest + data if self.rest else data
+    def begin(self, data: bytes) -> None:
+        """The frames of this data, behind the rest, follow. A caller that leaves them early calls :meth:`keep`."""
+        self.data = self.rest + data if self.rest else data
         self.rest = b""
         self.more = False
-        position, size, unpack = 0, len(data), _HEAD.unpack_from
-        last = size - HEADER
-        for _ in range(MOST_FRAMES):
-            if position > last:
-                break
-            head: _Numbers = unpack(data, position)
-            high, length, type_flags, stream = head
-            if high or length > MAX_FRAME:
-                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {high << 16 | length} bytes")
-            end = position + HEADER + length
-            if end > size:
-                break
-            yield type_flags, stream & MAX_STREAM, position, end
-            position = end
-        else:
+        self.end, self._left = 0, MOST_FRAMES
+
+    def advance(self) -> bool:
+        """To the next whole frame, of at most :data:`MOST_FRAMES`; False at their end. Raises Http2Error."""
+        data, start = self.data, self.end
+        end = start + HEADER
+        if end > len(data):
+            return self._over(start)
+        if not self._left:
             self.more = True
+            return self._over(start)
+        length = data[start + 1] << 8 | data[start + 2]
+        if data[start] or length > MAX_FRAME:
+            raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {data[start] << 16 | length} bytes")
+        end += length
+        if end > len(data):
+            return self._over(start)
+        self._left -= 1
+        self.start, self.end = start, end
+        self.what = data[start + KIND] << 8 | data[start + FLAGS]
+        self.stream = (
+            data[start + 5] << 24 | data[start + 6] << 16 | data[start + 7] << 8 | data[start + 8]
+        ) & MAX_STREAM
+        return True
+
+    def _over(self, position: int) -> bool:
         if position:
             self.reads += 1
-            data = data[position:]
-        self.rest = data
+        self.rest = self.data[position:] if position else self.data
+        return False
 
     def keep(self, position: int) -> None:
         self.rest = self.data[position:]

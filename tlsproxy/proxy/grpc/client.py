@@ -200,7 +200,9 @@ class ClientFrames:
         begin = position = 0
         left = TURN
         ready = self._is_ready
-        for what, stream, start, end in frames.cut(data):
+        frames.begin(data)
+        while frames.advance():
+            what, stream, start, end = frames.what, frames.stream, frames.start, frames.end
             size = end - start - HEADER
             usual, call = False, None
             if what < ANY_DATA:

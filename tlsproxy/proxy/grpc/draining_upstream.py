@@ -142,8 +142,9 @@ class Former:
         frames = Frames()
         frames.more = True
         while frames.more:
-            for what, stream, start, end in frames.cut(data):
-                self._route(what >> 8, stream, frames.data[start:end])
+            frames.begin(data)
+            while frames.advance():
+                self._route(frames.what >> 8, frames.stream, frames.data[frames.start : frames.end])
             data = b""
         if self._waiting:
             self.half.reading_changed()

@@ -135,8 +135,9 @@ class ClientStreams:
             session.begin_sweeps(self.now)
         relay.calls[call.stream] = call
         try:
-            if session.upstream_error is not None:
-                raise session.upstream_error
+            lost = session.upstream_error
+            if lost is not None:
+                raise lost
             call.admit(self._upstreams.points)
             if call.record.plan.unread and call.state.client_done:
                 raise BadRequest("The request ended before its message")

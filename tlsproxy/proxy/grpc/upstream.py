@@ -225,7 +225,9 @@ class GrpcUpstream:
         now = time.monotonic()
         ready = self.established and self._block is None
         try:
-            for what, stream, start, end in frames.cut(data):
+            frames.begin(data)
+            while frames.advance():
+                what, stream, start, end = frames.what, frames.stream, frames.start, frames.end
                 if stream != latest:
                     latest, plain = stream, calls.get(stream) if ready else None
                     if plain is not None and plain.reduction is not None:
