@@ -1,14 +1,12 @@
 """An HPACK decoder (RFC 7541) for the field blocks of one direction of a connection.
 
 The tables are those of the library ``hpack``, whose own decoder takes four times as long: 78 µs for the ten fields of a
-call whose metadata changes from call to call, as real clients' does. Property tests compare the two. Integers nearly
-always fit into their prefix, so that this case is inlined.
+call whose metadata changes from call to call, as real clients' does. Property tests compare the two.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Final
+from typing import Final, cast
 
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.table import HeaderTable
@@ -24,7 +22,6 @@ _INDEXED: Final = 0x80
 _RESIZE: Final = 0x20
 _DYNAMIC: Final = _INDEXED + len(_STATIC)
 """The place of the newest entry of the dynamic table."""
-_INDEXED_RUN: Final = re.compile(rb"[\x81-\xfe]+")
 _EOS: Final = 256
 
 
@@ -45,8 +42,10 @@ class Decoder:
     """``changes`` counts the changes of the dynamic table: of its entries, or of its size.
 
     Both tables are one list, in which the place of a field is the byte that encodes it (§6.1: the index plus 128); a
-    second list has the sizes. A run of such bytes, which is most of a client's block, is looked up by `map`, in C:
-    `82 87` is `:method: GET`, `:scheme: https`.
+    second list has the sizes. Most of a client's block are such bytes: `82 87` is `:method: GET`, `:scheme: https`.
+
+    Its fields have no type, as a typed tuple is made anew where compiled code takes it: two calls with a field of the
+    table have the same object, which is equal at a glance.
     """
 
     __slots__ = ("_fields", "_limit", "_room", "_size", "_sizes", "_table", "changes")
@@ -57,13 +56,13 @@ class Decoder:
         self._table = self._room = table
         self._size = 0
         self.changes = 0
-        self._fields: list[Field] = [*[_STATIC[0]] * _INDEXED, *_STATIC]
-        self._sizes = [_counted(field) for field in self._fields]
+        self._fields: list[object] = [*[_STATIC[0]] * _INDEXED, *_STATIC]
+        self._sizes = [*[0] * _INDEXED, *[_counted(field) for field in _STATIC]]
 
     @property
     def entries(self) -> list[Field]:
         """The fields of the dynamic table, newest first."""
-        return self._fields[_DYNAMIC:]
+        return cast("list[Field]", self._fields[_DYNAMIC:])
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
         """The fields of a block. Raises HpackError, after which the decoder cannot be used any more."""
@@ -72,49 +71,35 @@ class Decoder:
         except IndexError:
             raise HpackError("an index that is in no table, or a block that ends within a field") from None
 
-    def _decode(self, block: bytes) -> tuple[Field, ...]:  # noqa: C901, PLR0912 - one branch per representation
+    def _decode(self, block: bytes) -> tuple[Field, ...]:
         table_fields, sizes, limit = self._fields, self._sizes, self._limit
-        fields: list[Field] = []
+        fields: list[object] = []
         at = size = 0
         end = len(block)
         if end and block[0] & 0xE0 == _RESIZE:
             at = self._resized(block)
         while at < end:
             first = block[at]
+            at += 1
             if first > _INDEXED:
-                run = _INDEXED_RUN.match(block, at)
-                if run is not None:
-                    indexes, at = run[0], run.end()
-                    fields += map(table_fields.__getitem__, indexes)
-                    size += sum(map(sizes.__getitem__, indexes))
-                else:
-                    index, at = _integer(block, at + 1, 0x7F)
-                    fields.append(table_fields[index + _INDEXED])
-                    size += sizes[index + _INDEXED]
+                if first == 0xFF:  # noqa: PLR2004
+                    index, at = _integer(block, at, 0x7F)
+                    first = index + _INDEXED
+                fields.append(table_fields[first])
+                size += sizes[first]
             elif first == _INDEXED or first & 0xE0 == _RESIZE:
                 raise HpackError("an index of 0, or a table size update that is not at the beginning of its block")
             else:  # §6.2: a literal
                 mask = 0x3F if first >= 0x40 else 0x0F  # noqa: PLR2004
                 index = first & mask
-                at += 1
                 if index == mask:
                     index, at = _integer(block, at, mask)
                 if index:
-                    name = table_fields[index + _INDEXED][0]
+                    name = cast("Field", table_fields[index + _INDEXED])[0]
                 else:
-                    length = block[at]
-                    stop = at + 1 + length
-                    if length < 0x7F and stop <= end:  # noqa: PLR2004 - as below
-                        name, at = block[at + 1 : stop], stop
-                    else:
-                        name, at = _string(block, at)
-                length = block[at]
-                stop = at + 1 + length
-                if length < 0x7F and stop <= end:  # noqa: PLR2004 - as most are: short, and not Huffman-coded
-                    value, at = block[at + 1 : stop], stop
-                else:
-                    value, at = _string(block, at)
-                field = name, value
+                    name, at = _string(block, at)
+                value, at = _string(block, at)
+                field: object = (name, value)
                 fields.append(field)
                 counted = len(name) + len(value) + OVERHEAD
                 size += counted
@@ -122,9 +107,9 @@ class Decoder:
                     self._add(field, counted)
             if size > limit:
                 raise TooLarge(f"more than {limit} bytes of fields")
-        return tuple(fields)
+        return cast("tuple[Field, ...]", tuple(fields))
 
-    def _add(self, field: Field, counted: int) -> None:
+    def _add(self, field: object, counted: int) -> None:
         """§4.4: an entry that is larger than the table empties it; an empty table (one of 0 bytes) stays as it is."""
         left = self._room - counted
         if self._size > left:
@@ -185,11 +170,11 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
     end = at + length
     if end > len(block):
         raise HpackError("a string beyond its block")
-    return (_huffman_decoded(block[at:end]) if first & 0x80 else block[at:end]), end
+    return (_huffman_decoded(block, at, end) if first & 0x80 else block[at:end]), end
 
 
 # Huffman (§5.2, appendix B), a byte at a time: the state is the node of the code's tree at which a byte begins. There
-# are 256 inner nodes, so that at most 65,536 transitions are computed, each when it is first needed.
+# are 256 inner nodes, so that at most 65,536 steps are computed, each when it is first needed.
 _Tree = list[list[int]]
 
 
@@ -219,32 +204,55 @@ def _padding() -> frozenset[int]:
 
 _NODES: Final = _tree()
 _ENDS: Final = _padding()
-_transitions: Final[dict[int, tuple[int, bytes]]] = {}
-_ROOT: Final = 0
 
 
-def _huffman_decoded(coded: bytes) -> bytes:
-    """Decodes a Huffman-coded string. The state is the node times 256, so that state and byte are a step's key."""
-    state, parts, transitions = _ROOT, [], _transitions
-    for byte in coded:
-        try:
-            state, symbols = transitions[state | byte]
-        except KeyError:
-            transitions[state | byte] = state, symbols = _transition(state >> 8, byte)
-        parts.append(symbols)
-    if state >> 8 not in _ENDS:
+class _Step:
+    """One byte's step from a node: the symbols that it completes, and the steps from the node that comes after it."""
+
+    __slots__ = ("after", "symbols")
+
+    def __init__(self, after: _Steps, symbols: bytes) -> None:
+        self.after = after
+        self.symbols = symbols
+
+
+class _Steps:
+    """The steps from a node by their byte, as far as they were needed. ``ends``: a string may end at the node."""
+
+    __slots__ = ("by_byte", "ends", "node")
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.ends = node in _ENDS
+        self.by_byte: list[_Step | None] = [None] * 256
+
+    def by(self, byte: int) -> _Step:
+        """The step by a byte, found now."""
+        node, symbols = self.node, bytearray()
+        for place in range(7, -1, -1):
+            node = _NODES[node][byte >> place & 1]
+            if node < 0:
+                if ~node == _EOS:
+                    raise HpackError("the symbol EOS within a Huffman-coded text")
+                symbols.append(~node)
+                node = 0
+        after = _nodes[node] = _nodes.get(node) or _Steps(node)
+        step = self.by_byte[byte] = _Step(after, bytes(symbols))
+        return step
+
+
+_ROOT: Final = _Steps(0)
+_nodes: Final = {0: _ROOT}
+
+
+def _huffman_decoded(block: bytes, at: int, end: int) -> bytes:
+    steps, parts = _ROOT, []
+    while at < end:
+        byte = block[at]
+        step = steps.by_byte[byte] or steps.by(byte)
+        parts.append(step.symbols)
+        steps = step.after
+        at += 1
+    if not steps.ends:
         raise HpackError("a Huffman-coded text that ends within a symbol")
     return b"".join(parts)
-
-
-def _transition(node: int, byte: int) -> tuple[int, bytes]:
-    """(the state after this byte, the symbols that it completes)."""
-    symbols = bytearray()
-    for place in range(7, -1, -1):
-        node = _NODES[node][byte >> place & 1]
-        if node < 0:
-            if ~node == _EOS:
-                raise HpackError("the symbol EOS within a Huffman-coded text")
-            symbols.append(~node)
-            node = 0
-    return node << 8, bytes(symbols)
