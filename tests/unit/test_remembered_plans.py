@@ -160,6 +160,31 @@ def test_heads_before_it_change_no_plan(
         assert comparable(plans.make(principal, asked_head, NOW)) == comparable(fresh)
 
 
+asked_calls = st.tuples(
+    st.sampled_from([LIST, COUNT, "/qdrant.Points/Nothing"]),
+    st.sampled_from(["plain", "limited", "wrong"]),
+    st.lists(st.sampled_from([(b"user-agent", b"a"), (b"user-agent", b"b"), (b"x-a", b"")]), max_size=2),
+    st.sampled_from(["", "another"]),
+)
+
+
+@pytest.mark.fuzz
+@given(st.lists(asked_calls, min_size=2, max_size=12))
+def test_calls_before_it_change_no_plan(
+    generation: Generation,
+    quotas: Quotas,
+    principal: Principal,
+    several: list[tuple[str, str, list[tuple[bytes, bytes]], str]],
+) -> None:
+    """Of another caller with the same fields, or of the same with others."""
+    plans, callers = CallPlans(generation, quotas), {rule: replace(principal, rule=rule) for rule in ("", "another")}
+    for path, key, more, rule in several:
+        fields = (*((name.encode(), value.encode()) for name, value in asked(path, key)), *more)
+        plan, fresh = (each.of(callers[rule], fields, NOW) for each in (plans, CallPlans(generation, quotas)))
+        assert replace(plan, asked=None) == replace(fresh, asked=None)
+        assert (plan.asked and replace(plan.asked).head) == (fresh.asked and fresh.asked.head)
+
+
 BODIES = [b"{}", b'{"lookup_from":{"collection":"docs"}}', b'{"lookup_from":{"collection":"other"}}', b"[]", b"{"]
 BODIES += [b'{"prefetch":[{"lookup_from":{"collection":"other"}}]}', b'{"query":[%b]}' % b",".join([b"0.5"] * 200)]
 searches = st.tuples(

@@ -16,40 +16,29 @@ from tlsproxy.wire.tracing import NO_TRACING, REQUEST_ID, TRACING, Tracing, trac
 CallFields: TypeAlias = tuple[Fields, Tracing, bytes]
 """(the fields that repeat, the tracing, the deadline as a part of the field block for the upstream)"""
 
-_SELDOM: Final = frozenset(TRACING) - {REQUEST_ID}
-_VISIBLE: Final = bytes(range(0x21, 0x7F))
-"""Characters of an ID that is taken without further checks: each is valid anywhere in a field value."""
+_OWN: Final = frozenset((TIMEOUT, *TRACING))
 _MOST_PSEUDO: Final = 4
-"""Pseudo-headers of a call. If the first four fields that repeat are the first four of all, its own fields follow them,
-as RFC 9113 §8.3 wants it.
-"""
+"""Pseudo-headers of a call. Behind the first four of all its fields its own follow them, as RFC 9113 §8.3 wants it."""
 
 
 def split_fields(fields: Fields) -> CallFields:
-    named = dict(fields)
-    timeout, number = named.get(TIMEOUT), named.get(REQUEST_ID)
-    if timeout is not None:
-        del named[TIMEOUT]
-    if number is not None:
-        del named[REQUEST_ID]
-    left = tuple(named.items())
-    deadline, tracing, own = b"", NO_TRACING, 0
-    if timeout is not None:
-        if not is_timeout(timeout):
+    left, timeout = fields, b""
+    number: bytes | None = None
+    for at, (name, value) in enumerate(fields):
+        if name not in _OWN:
+            continue
+        if name == TIMEOUT and not timeout and is_timeout(value):
+            timeout = value
+        elif name == REQUEST_ID and number is None and value.replace(b"-", b"").isalnum():  # as nearly all are
+            number = value
+        else:
             return _split_unusual(fields)
-        deadline, own = deadline_block(timeout), 1
-    if number is not None:
-        if number.translate(None, _VISIBLE):
+        if at < _MOST_PSEUDO:
             return _split_unusual(fields)
-        tracing = Tracing(number.decode())
-        own += 1
-    if (
-        len(left) + own != len(fields)  # a name that is there twice
-        or left[:_MOST_PSEUDO] != fields[:_MOST_PSEUDO]
-        or not named.keys().isdisjoint(_SELDOM)
-    ):
-        return _split_unusual(fields)
-    return left if own else fields, tracing, deadline
+        place = at - len(fields) + len(left)
+        left = left[:place] + left[place + 1 :]
+    deadline = deadline_block(timeout) if timeout else b""
+    return left, NO_TRACING if number is None else Tracing(number.decode()), deadline
 
 
 def _split_unusual(fields: Fields) -> CallFields:

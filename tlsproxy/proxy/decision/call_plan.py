@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
 
 from tlsproxy.audit.line import Prepared
-from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Confinements, Decision, without_public
+from tlsproxy.authz.access import ALLOWED, NO_NAMES, UNREAD, BodyNames, Confinements, Decision, without_public
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
@@ -199,14 +199,21 @@ class CallPlans:
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, Fields], CallPlan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, Fields], CallPlan](MEMO_REFUSALS)
-        self._judged = Memo[tuple[Asked, str | None, BodyNames], CallPlan](MEMO_PLANS)
-        self._latest: tuple[Principal, Fields, CallPlan] | None = None
+        self._judged = Memo[tuple[Asked, str | None, BodyNames | None], CallPlan](MEMO_PLANS)
+        self._latest: CallPlan | None = None
+        self._latest_principal: Principal | None = None
+        self._latest_fields: Fields = ()
 
     def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
         """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
         latest = self._latest
-        if latest is not None and latest[1] is fields and latest[0] is principal and now < latest[2].expires:
-            return latest[2]  # calls of one connection that come together; the memo's hash takes longer
+        if latest is not None and principal is self._latest_principal and now < latest.expires:
+            # Calls that come together; the memo's hash takes longer.
+            if fields is self._latest_fields:
+                return latest
+            if fields == self._latest_fields:
+                self._latest_fields = fields
+                return latest
         key = principal, fields
         plan = self._memo.get(key) or self._refusals.get(key)
         if plan is None or now >= plan.expires:
@@ -216,7 +223,7 @@ class CallPlans:
             if now < plan.expires and size_of(fields) <= MEMO_BLOCK:
                 # Refusals apart: whoever makes them up drives out no permission.
                 (self._memo if plan.block else self._refusals).remember(key, plan)
-        self._latest = principal, fields, plan
+        self._latest, self._latest_principal, self._latest_fields = plan, principal, fields
         return plan
 
     def make(self, principal: Principal, fields: Fields, now: float, *, ended: Decision | None = None) -> CallPlan:
@@ -256,7 +263,7 @@ class CallPlans:
 
     def judged(self, asked: Asked, collection: str | None, names: BodyNames) -> CallPlan:
         """The plan of a call whose message names these. A pure function again, of a head that may be remembered."""
-        key = asked, collection, names
+        key = asked, collection, None if names is NO_NAMES else names  # whose hash takes longer than all the rest
         plan = self._judged.get(key)
         if plan is None:
             plan = self._judge(asked, collection, names)
