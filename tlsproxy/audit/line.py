@@ -233,7 +233,8 @@ def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: fl
     tracing = outcome.tracing
     tracing_id = trace = grpc = ""
     if tracing is not NO_TRACING:
-        tracing_id = _fields(("tracing_id", _shortened(tracing.tracing_id)))
+        if tracing.tracing_id:
+            tracing_id = f',"tracing_id":{json_string(_shortened(tracing.tracing_id))}'
         trace = f',"trace_id":"{tracing.trace_id}"' if tracing.trace_id else ""
     if outcome.grpc_status is not None:
         grpc = f',"grpc_status":{outcome.grpc_status}'
@@ -303,8 +304,8 @@ def _groups(groups: tuple[str, ...]) -> str:
     return f',"token_groups":[{",".join(map(json_string, groups))}]' if groups else ""
 
 
-def _shortened(text: str | None) -> str | None:
-    if text is not None and len(text.encode("utf-8", "surrogatepass")) > TRACING_ID_LIMIT:
+def _shortened(text: str) -> str:
+    if len(text.encode("utf-8", "surrogatepass")) > TRACING_ID_LIMIT:
         return text[:TRACING_ID_LIMIT]
     return text
 
