@@ -91,7 +91,7 @@ def test_many_brackets_are_not_looked_at_one_by_one() -> None:
 @given(_values, _spaces)
 def test_marked_parts_are_put_back(value: Any, spaces: tuple[str, str]) -> None:
     text = json.dumps(value, separators=spaces).encode()
-    parts = long_arrays(text, 0, 10_000)
+    parts = long_arrays(text, 0)
     stands_in = marked(text, parts)
     assert emptied(json.loads(stands_in)) == emptied(value)
     assert template_of(bytes(stands_in), len(parts)).filled(text, parts) == text

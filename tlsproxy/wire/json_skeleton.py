@@ -19,6 +19,9 @@ LONG: Final = 256
 MOST: Final = 64
 """Most strings and arrays that are looked at, each perhaps as far as the end of the text; the rest stays as it is."""
 
+_LITTLE: Final = 65_536
+"""Bytes of a text that is copied in parts: of little, a copy costs less than a view of it."""
+
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
@@ -28,83 +31,83 @@ def long_arrays(text: Content, long: int = LONG, most: int = MOST) -> list[tuple
     Without them, a text that is no JSON may become some: Qdrant refuses it.
     """
     found = []
-    place = 0
+    bracket, quote = text.find(b"["), text.find(b'"')
     for _ in range(most):
-        bracket = text.find(b"[", place)
         if bracket < 0:
             break
-        quote = text.find(b'"', place, bracket)
-        if quote >= 0:  # brackets within strings do not count
+        if 0 <= quote < bracket:  # brackets within strings do not count
             string = _STRING.match(text, quote)
             if string is None:
                 break
             place = string.end()
+            quote = text.find(b'"', place)
+            if bracket < place:
+                bracket = text.find(b"[", place)
             continue
-        end = text.find(b"]", bracket)
-        place = bracket + 1
-        if (
-            end - bracket > long
-            and text.find(b'"', place, end) < 0
-            and text.find(b"[", place, end) < 0
-            and text.find(b"{", place, end) < 0
-        ):
-            found.append((place, end))
-            place = end
+        begin, end = bracket + 1, text.find(b"]", bracket)
+        bracket = text.find(b"[", begin)
+        if end - begin >= long and not 0 <= quote < end and not 0 <= bracket < end and text.find(b"{", begin, end) < 0:
+            found.append((begin, end))
     return found
+
+
+def _kept(text: Content, parts: list[tuple[int, int]]) -> list[Content | memoryview]:
+    """The texts before, between and behind the parts."""
+    view = text if len(text) <= _LITTLE else memoryview(text)
+    kept, begin = list[Content | memoryview](), 0
+    for start, end in parts:
+        kept.append(view[begin:start])
+        begin = end
+    kept.append(view[begin:])
+    return kept
 
 
 def without(text: Content, parts: list[tuple[int, int]]) -> Content:
     """The text without these parts; the same object where there are none."""
-    if not parts:
-        return text
-    view, begin, rest = memoryview(text), 0, []
-    for start, end in parts:
-        rest.append(view[begin:start])
-        begin = end
-    rest.append(view[begin:])
-    return b"".join(rest)
+    return b"".join(_kept(text, parts)) if parts else text
 
 
-_MARK: Final = b"-77%017d"
-"""An integer of 64 bits."""
+_MARKS: Final = tuple(b"-77%017d" % number for number in range(MOST))
+"""Integers of 64 bits."""
 
 
 def marked(text: Content, parts: list[tuple[int, int]]) -> Content:
-    """The text with a number in place of each part; the same object where there are none."""
+    """The text with a number in place of each of at most :data:`MOST` parts; the same object where there are none."""
     if not parts:
         return text
-    view, begin = memoryview(text), 0
-    rest: list[bytes | memoryview] = []
-    for number, (start, end) in enumerate(parts):
-        rest += [view[begin:start], _MARK % number]
-        begin = end
-    rest.append(view[begin:])
+    kept = _kept(text, parts)
+    rest = kept[:1]
+    for mark, one in zip(_MARKS[: len(parts)], kept[1:], strict=True):
+        rest.append(mark)
+        rest.append(one)
     return b"".join(rest)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text that was made of a marked one: ``texts``, and between them the parts of these numbers."""
+    """A text that was made of a marked one: ``begin``, then each part by its number, with the text behind it."""
 
-    texts: tuple[bytes, ...]
-    numbers: tuple[int, ...]
+    begin: bytes
+    parts: tuple[tuple[int, bytes], ...]
 
     def filled(self, original: Content, parts: list[tuple[int, int]]) -> bytes:
         """The text with the parts of an original in their places again."""
-        view, rest = memoryview(original), list[bytes | memoryview](self.texts[:1])
-        for number, text in zip(self.numbers, self.texts[1:], strict=True):
+        view, rest = memoryview(original), list[bytes | memoryview]((self.begin,))
+        for number, text in self.parts:
             start, end = parts[number]
-            rest += (view[start:end], text)
+            rest.append(view[start:end])
+            rest.append(text)
         return b"".join(rest)
 
 
 def template_of(text: bytes, count: int) -> Template:
     """Raises ValueError where one of ``count`` marks is not there, or another number looks like it."""
-    places = sorted((text.find(_MARK % number), number) for number in range(count))
-    if any(place < 0 or text.count(_MARK % number) > 1 for place, number in places):
+    marks = _MARKS[:count]
+    places = sorted((text.find(mark), number) for number, mark in enumerate(marks))
+    if any(place < 0 or text.count(marks[number]) > 1 for place, number in places):
         raise ValueError("not one mark for each part")
-    texts, begin = [], 0
-    for place, number in places:
-        texts.append(text[begin:place])
-        begin = place + len(_MARK % number)
-    return Template((*texts, text[begin:]), tuple(number for _, number in places))
+    behind, end = list[tuple[int, bytes]](), len(text)
+    for place, number in reversed(places):
+        behind.append((number, text[place + len(marks[number]) : end]))
+        end = place
+    return Template(text[:end], tuple(reversed(behind)))
