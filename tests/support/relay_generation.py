@@ -11,9 +11,13 @@ from qdrant_client import grpc as pb
 
 from support.h2_harness import Fields
 from support.site import Site
+from tlsproxy.proxy.decision.request_plan import Plan, Plans
+from tlsproxy.proxy.decision.unread_body import Unread
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.startup import first_generation
+from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.cooperative import at_once
 
 DOCS = [{"collection": "docs", "access": "rw"}]
 ROLES = {
@@ -59,6 +63,12 @@ def asked(path: str, role: str) -> Fields:
         ("content-type", "application/grpc"),
         ("api-key", KEYS.get(role, role)),
     ]
+
+
+def planned_whole(plans: Plans, unread: Unread, body: bytes) -> tuple[Plan, Content]:
+    """By head and body, remembered or made in steps."""
+    outcome = plans.read(unread, body)
+    return outcome if isinstance(outcome, tuple) else at_once(outcome)
 
 
 def count(collection: str = "docs", size: int = 100) -> bytes:

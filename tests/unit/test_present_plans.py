@@ -19,7 +19,8 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BadRequest, PolicyRefused, Unconfined
 from tlsproxy.proxy.decision.attribution import prepared
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan
-from tlsproxy.proxy.decision.request_plan import Plan, Reduced, Relayed, Route, Unread
+from tlsproxy.proxy.decision.request_plan import Plan, Reduced, Relayed, Route
+from tlsproxy.proxy.decision.unread_body import Unread
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_message, operation_of
 from tlsproxy.qdrant.operations import GRPC
 from tlsproxy.qdrant.query_policy import concerning
@@ -74,7 +75,14 @@ def planned(admission: Admission, request: tuple[str, str]) -> Plan:
     route: Route = Reduced(b"", judged.listing) if judged.listing is not None else Relayed(b"")
     if judged.decision is UNREAD:
         route = Unread(
-            NOTHING, asked, admission, None, confined=bool(admission.confinements), rewritten=True, whole=True
+            NOTHING,
+            asked,
+            admission,
+            None,
+            confined=bool(admission.confinements),
+            rewritten=True,
+            whole=True,
+            repeats=False,
         )
     return Plan("", "", judged.decision, LINE, route, queries=concerning(admission.queries, asked.operation))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.relay_generation import COUNT, KEYS, LIST, ROLES, asked, relay_generation
+from support.relay_generation import COUNT, KEYS, LIST, ROLES, asked, planned_whole, relay_generation
 from support.site import Site
 
 from tlsproxy.authz.access import NO_NAMES
@@ -19,12 +19,12 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.authz.tokens import LEEWAY, Tokens, mint, qdrant_verifier
 from tlsproxy.proxy.decision import call_plan, request_plan
 from tlsproxy.proxy.decision.call_plan import CallPlans
-from tlsproxy.proxy.decision.request_plan import Plan, Plans, Route, Unread
+from tlsproxy.proxy.decision.request_plan import Plan, Plans, Route
+from tlsproxy.proxy.decision.unread_body import MUCH, Unread
 from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.qdrant.scoring import FactsNeeded
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.wire.cooperative import at_once
 
 NOW = time.time()
 GOOD = b"GET /collections HTTP/1.1\r\nhost: h\r\napi-key: the-key-of-plain\r\n\r\n"
@@ -115,7 +115,7 @@ def test_bodies_under_a_query_policy_are_remembered_but_for_their_numbers(
     search = head("/collections/docs/points/query", *lines).replace(b"GET", b"POST", 1)
     plan, _ = plans.of(bounded.principal_of(None), search, NOW, None)
     assert isinstance(plan.route, Unread)
-    read = [at_once(plans.reading(plan.route, body)) for body in bodies]
+    read = [planned_whole(plans, plan.route, body) for body in bodies]
     assert read[0][0] is read[1][0]
     assert [content for _, content in read] == [b'{"query":%b%b}' % (vector, written) for vector in vectors]
     assert b"\r\ncontent-length: %d" % len(read[1][1]) in read[1][0].upstream
@@ -211,7 +211,7 @@ def read(plans: Plans, principal: Principal, search: tuple[str, str, bytes]) -> 
     if not isinstance(plan.route, Unread):
         return plan
     try:
-        return at_once(plans.reading(plan.route, body))
+        return planned_whole(plans, plan.route, body)
     except FactsNeeded as needed:
         return type(needed)
 
@@ -224,6 +224,21 @@ def test_bodies_before_it_change_no_plan(
     plans, principal = Plans(limited_twice, quotas), limited_twice.principal_of(None)
     for search in several:
         assert read(plans, principal, search) == read(Plans(limited_twice, quotas), principal, search)
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(10, True), (MUCH + 1, False)])
+def test_a_remembered_plan_of_a_small_body_takes_no_steps(
+    generation: Generation, quotas: Quotas, principal: Principal, size: int, *, at_once: bool
+) -> None:
+    plans = Plans(generation, quotas)
+    body = b'{"query":[%b]}' % b",".join([b"0.5"] * (size // 4))
+    search = written("POST", "/collections/docs/points/query", KEYS["limited"], [f"content-length: {len(body)}"])
+    route = plans.of(principal, search, NOW, None)[0].route
+    assert isinstance(route, Unread)
+    assert not isinstance(plans.read(route, body), tuple)
+    first = planned_whole(plans, route, body)
+    assert planned_whole(plans, route, body)[0] is first[0]
+    assert isinstance(plans.read(route, body), tuple) is at_once
 
 
 def test_bodies_that_name_the_same_are_decided_once_whatever_their_length(
@@ -304,7 +319,7 @@ def test_the_plan_of_a_large_head_and_its_body_is_not_remembered(
         search = head("/collections/docs/points/query", *lines).replace(b"GET", b"POST", 1)
         route = plans.of(principal, search, NOW, None)[0].route
         assert isinstance(route, Unread)
-        assert at_once(plans.reading(route, b"{}"))[0].decision.allowed
+        assert planned_whole(plans, route, b"{}")[0].decision.allowed
         fields = [*asked(COUNT, "limited"), ("x-large", "x" * size)]
         call = calls.of(principal, tuple((name.encode(), value.encode()) for name, value in fields), NOW)
         assert call.asked is not None

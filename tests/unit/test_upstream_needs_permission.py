@@ -6,17 +6,17 @@ import re
 import time
 
 import pytest
-from support.relay_generation import KEYS, asked, relay_generation
+from support.relay_generation import KEYS, asked, planned_whole, relay_generation
 from support.site import Site
 
 from tlsproxy.authz.access import NO_NAMES, UNREAD, Decision
 from tlsproxy.proxy.decision.call_plan import CallPlans
-from tlsproxy.proxy.decision.request_plan import Plans, Unread
+from tlsproxy.proxy.decision.request_plan import Plans
+from tlsproxy.proxy.decision.unread_body import Unread
 from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.qdrant.operations import GRPC, REST, Operation
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.wire.cooperative import at_once
 
 NOW = time.time()
 ENDED = Decision(allowed=False, reason="certificate_revoked", status=401)
@@ -86,5 +86,5 @@ def test_a_body(generation: Generation, plans: Plans) -> None:
         plan = plans.make(generation.principal_of(None), head(operation, "limited", length=len(body)), NOW)
         assert (plan.upstream, plan.decision) == (b"", UNREAD)
         assert isinstance(plan.route, Unread)
-        read, _ = at_once(plans.reading(plan.route, body))
+        read, _ = planned_whole(plans, plan.route, body)
         assert (read.decision.allowed, bool(read.upstream)) == (allowed, allowed)

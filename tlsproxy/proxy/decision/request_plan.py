@@ -4,7 +4,7 @@ A plan is a pure function of the head's bytes, the principal and the generation,
 memo per generation answers a head that was seen before (0.8 µs instead of a parse and a decision).
 
 Where the body has a say the head's plan is a refusal that keeps what it was made of (``unread``), and
-:meth:`Plans.reading` makes the plan of head and body in its place. Both are decided in
+:meth:`Plans.read` makes the plan of head and body in its place. Both are decided in
 :mod:`tlsproxy.qdrant.rest_decision`.
 """
 
@@ -15,7 +15,6 @@ from typing import Final, Self
 
 from tlsproxy.audit.line import Prepared
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
-from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
@@ -27,6 +26,7 @@ from tlsproxy.proxy.decision.affinity import HEADER, clients_affinity, own_affin
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.decision.rulings import UNLIMITED, Ruling, Rulings
+from tlsproxy.proxy.decision.unread_body import Skeleton, Unread, deciding_skeleton, skeleton_at_once, skeleton_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest_decision import (
@@ -38,7 +38,6 @@ from tlsproxy.qdrant.rest_decision import (
     BodyFacts,
     HeadDecision,
     decide_again,
-    deciding_body,
 )
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.rest_query_policy import counts_numbers, is_read_under
@@ -47,11 +46,11 @@ from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenant_examples import Question
 from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.wire.content_coding import Content, decoding
+from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.field_block import size_of
 from tlsproxy.wire.http1 import MEMO_LINES, KnownLines, RequestHead, parse_request, restate_request
-from tlsproxy.wire.json_skeleton import Template, long_arrays, marked, template_of, without
+from tlsproxy.wire.json_skeleton import Template
 from tlsproxy.wire.target import RequestTarget
 from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
 
@@ -63,29 +62,6 @@ MEMO_HEAD: Final = 4096
 
 READ_FIRST: Final = 65_536
 """A body of at most this many bytes, or so much of one of unknown length, is read before an upstream is taken."""
-MUCH: Final = 65_536
-"""Bytes of a body for whose copy memory is asked first."""
-
-
-@dataclass(slots=True, eq=False)
-class Unread:
-    """A request whose body must be read before it is decided. Compared and hashed as the object that it is.
-
-    ``coding`` is what its body must be freed of. ``confined``: to some points. ``rewritten``: the body is read, and
-    written anew; else it is read for its names. ``whole``: with the numbers in it.
-    """
-
-    head: RequestHead
-    asked: Recognised
-    admission: Admission
-    coding: str | None
-    confined: bool
-    rewritten: bool
-    whole: bool
-
-    def decoded(self, plain: Content) -> int:
-        """Bytes that a body takes beside the received one."""
-        return 0 if self.coding is None else len(plain)
 
 
 @dataclass(slots=True, init=False)
@@ -335,28 +311,37 @@ class Plans:
             return GRPC_OVER_HTTP_1 if content_type.startswith("application/grpc") else None
         return None
 
-    def reading(self, unread: Unread, content: Content, facts: Facts | None = None) -> Steps[tuple[Plan, Content]]:
+    def read(
+        self, unread: Unread, content: Content, facts: Facts | None = None
+    ) -> tuple[Plan, Content] | Steps[tuple[Plan, Content]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined.
 
-        Raises :class:`tlsproxy.qdrant.scoring.FactsNeeded` where ``facts`` do not do.
+        One that is remembered for a body of little size, which takes no longer than that of a head; else the steps to
+        it. They raise :class:`tlsproxy.qdrant.scoring.FactsNeeded` where ``facts`` do not do.
         """
-        head, asked = unread.head, unread.asked
-        plain, template, key = content, None, None
+        skeleton = skeleton_at_once(unread, content)
+        known = self._known(skeleton) if skeleton is not None else None
+        return known or self._reading(unread, content, skeleton, facts)
+
+    def _known(self, skeleton: Skeleton) -> tuple[Plan, Content] | None:
+        known = self._read.get(skeleton.key) if skeleton.key is not None else None
+        if known is None:
+            return None
+        plan, template = known
+        if template is not None:
+            return plan, template.filled(skeleton.plain, skeleton.arrays)
+        return plan, skeleton.plain if skeleton.unread.rewritten else skeleton.content
+
+    def _reading(
+        self, unread: Unread, content: Content, skeleton: Skeleton | None, facts: Facts | None
+    ) -> Steps[tuple[Plan, Content]]:
+        head, asked, template = unread.head, unread.asked, None
         try:
-            if unread.coding is not None:
-                plain = yield from decoding(content, unread.coding, self._body_limit)
-            arrays = [] if unread.whole else long_arrays(plain)  # heads repeat, and bodies but for the numbers in them
-            if arrays and len(plain) > MUCH:
-                yield len(plain) + unread.decoded(plain)
-            text = marked(plain, arrays) if unread.rewritten else without(plain, arrays)
-            if not unread.whole and len(text) <= MEMO_HEAD and len(content) == head.length == len(plain):
-                key = unread, bytes(text)
-                if (known := self._read.get(key)) is not None:
-                    plan, template = known
-                    if template is not None:
-                        return plan, template.filled(plain, arrays)
-                    return plan, plain if unread.rewritten else content
-            read, template, ruling = yield from self._judged(unread, text, plain, arrays, facts)
+            if skeleton is None:
+                skeleton = yield from skeleton_of(unread, content, self._body_limit)
+                if (known := self._known(skeleton)) is not None:
+                    return known
+            read, template, ruling = yield from self._judged(skeleton, facts)
         except RequestError as error:
             read = BodyDecision(refusal_of(error))
             ruling = self._ruled(unread, read)
@@ -367,21 +352,20 @@ class Plans:
             head, target = head.of_json(confined.method or head.method), confined.target(target)
         plan = self._plan(head.with_length(len(content)), asked, ruling, target, read)
         lasts = read.decision is ALLOWED and (template is not None or not unread.rewritten)
-        if key is not None and lasts and size_of(unread.head.fields) + len(unread.head.target) <= MEMO_HEAD:
-            self._read.remember(key, (plan, None if read.body == plain else template))
+        if lasts and skeleton is not None and skeleton.key is not None:
+            self._read.remember(skeleton.key, (plan, None if read.body == skeleton.plain else template))
         return plan, content
 
-    def _judged(
-        self, unread: Unread, text: Content, plain: Content, arrays: list[tuple[int, int]], facts: Facts | None
-    ) -> Steps[tuple[BodyDecision, Template | None, Ruling]]:
-        """As :func:`_decided`, with the ruling. Remembered beyond the head where the names in a body decide."""
+    def _judged(self, skeleton: Skeleton, facts: Facts | None) -> Steps[tuple[BodyDecision, Template | None, Ruling]]:
+        """The decision, with its ruling. Remembered beyond the head where the names in a body decide."""
+        unread, text = skeleton.unread, skeleton.text
         asked, alike = unread.asked, None
         presented = _presented(unread.head)
         if not unread.rewritten and len(text) + len(presented or "") <= MEMO_HEAD:
             alike = unread.admission.principal, asked.operation, asked.collection, presented, bytes(text)
             if (known := self._bodies.get(alike)) is not None:
                 return known[0], None, known[1]
-        read, template = yield from _decided(unread, text, plain, arrays, facts)
+        read, template = yield from deciding_skeleton(skeleton, facts)
         ruling = self._ruled(unread, read)
         if alike is not None and read.decision is ALLOWED:
             self._bodies.remember(alike, (read, ruling))
@@ -446,7 +430,8 @@ class Plans:
             policed = operation is not None and is_read_under(operation, queries)
             whole = confined or (policed and operation is not None and counts_numbers(operation))
             coding = head.value(b"content-encoding")
-            route = Unread(head, asked, admission, coding, confined, rewritten=confined or policed, whole=whole)
+            repeats = not whole and size_of(head.fields) + len(head.target) <= MEMO_HEAD
+            route = Unread(head, asked, admission, coding, confined, confined or policed, whole, repeats)
         audit = ruling.audit
         if self._log_api or not decision.allowed:
             audit = audit.at(asked.target.path if asked is not None else head.target.partition("?")[0])
@@ -476,24 +461,6 @@ class Plans:
             timeout=timeout_of(operation, asked.target.query) if asked is not None else 0.0,
             queries=queries,
         )
-
-
-def _decided(
-    unread: Unread, text: Content, plain: Content, arrays: list[tuple[int, int]], facts: Facts | None
-) -> Steps[tuple[BodyDecision, Template | None]]:
-    """The decision on a body by its skeleton, and the new body's: None where there is none, or none to remember."""
-    held = unread.decoded(plain)
-    read = yield from deciding_body(unread.admission, unread.asked, text, facts, held)
-    if read.body is None:
-        return read, None
-    if arrays and len(plain) > MUCH:
-        yield 2 * len(plain) + held
-    try:
-        template = template_of(read.body, len(arrays))
-        body = template.filled(plain, arrays)
-        return BodyDecision(read.decision, read.facts, body, read.reducer, read.confined), template
-    except ValueError:  # a number in it is like a mark
-        return (yield from deciding_body(unread.admission, unread.asked, plain, facts, held)), None
 
 
 def _presented(head: RequestHead) -> str | None:

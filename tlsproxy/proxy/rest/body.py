@@ -18,7 +18,7 @@ class RequestBody:
     """Framing of one request's body. ``done``: its end is known to be behind; from the start where there is no body.
 
     ``buffer`` is the connection's, and begins with received bytes of this body. ``content``: the body without its
-    framing as far as it was taken, or None where it is not kept.
+    framing as far as it was taken, or None where it is not kept; what comes in one piece is not copied.
     """
 
     __slots__ = ("_chunks", "_left", "_limit", "_of_role", "buffer", "content", "done")
@@ -30,8 +30,9 @@ class RequestBody:
         self.buffer = buffer
         self._limit = limit
         self._of_role = of_role
-        self.content = bytearray() if keep else None
-        self._chunks = ChunkedBody(self.content) if length == CHUNKED else None
+        decoded = bytearray() if keep and length == CHUNKED else None
+        self.content: Content | None = b"" if keep and decoded is None else decoded
+        self._chunks = ChunkedBody(decoded) if length == CHUNKED else None
         self._left = max(0, length)
         self.done = length == 0
         if length > limit:
@@ -80,8 +81,11 @@ class RequestBody:
         forward = data[start:end]
         self._left -= end - start
         self.done = self._left == 0
-        if self.content is not None:
-            self.content += forward
+        content = self.content
+        if isinstance(content, bytearray):
+            content += forward
+        elif content is not None:
+            self.content = forward if self.done else bytearray(forward)
         buffer.take(end)
         return forward, end - start
 

@@ -20,7 +20,8 @@ from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import SLICE
 from tlsproxy.proxy.decision.local_responses import LocalResponse
-from tlsproxy.proxy.decision.request_plan import AuditSearch, Plan, Relayed, Unread
+from tlsproxy.proxy.decision.request_plan import AuditSearch, Plan, Relayed
+from tlsproxy.proxy.decision.unread_body import Unread
 from tlsproxy.proxy.rest.body import NO_BODY, RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
 from tlsproxy.proxy.rest.inspected import EXCHANGES
@@ -211,7 +212,7 @@ class RestConnection:
         """As its plan says: by an exchange, or an answer of the gateway's own."""
         plan, route = record.plan, record.plan.route
         if plan.length or type(route) is not Relayed:
-            keep = isinstance(route, Unread | AuditSearch)
+            keep = type(route) is Unread or type(route) is AuditSearch
             try:
                 self._body = RequestBody(self.inbox, plan.length, plan.limit, of_role=plan.of_role, keep=keep)
             except BodyTooLarge as error:

@@ -84,7 +84,7 @@ class Exchange:
         self.record = record
         self.body = body
         self._upstream: UpstreamConnection | None = None
-        self._sent: list[bytes] | None = None  # of the body, where it may be sent again
+        self._sent: list[Content] | None = None  # of the body, where it may be sent again
         self._head = self._ours = b""
         self._whole_body: Content = b""  # of a body that was read before the decision
         self._first = b""  # of a body, before there is an upstream for it
@@ -333,22 +333,21 @@ class Exchange:
         out = lines + line + tail
         if record.tracing is not NO_TRACING:
             out = lines + line + upstream_lines(record.tracing) + tail
-        head = len(out)
-        read, self._whole_body = self._whole_body, b""
-        if len(read) <= REPLAY:
-            out, read = out + read, b""
-        if self._first:
-            out, self._first = out + self._first, b""
+        first = self._whole_body or self._first
+        self._whole_body = self._first = b""
         if body.buffer.data and not body.done:
             piece, taken = body.take()
             record.bytes_in += taken
-            out += piece
-        if plan.resend and len(out) <= REPLAY and not read:
-            self._sent = [out[head:]]
+            first = first + piece if first else piece
+        apart = len(first) > REPLAY  # not copied to be sent with the head
+        if not apart:
+            out += first
+        if plan.resend and len(out) <= REPLAY and not apart:
+            self._sent = [first]
         self._upstream, self._begun, whole = upstream, True, body.done
         upstream.begin(self, out, to_head=plan.to_head, whole=whole, asked=plan.timeout)
-        if read:  # not copied to be sent with the head
-            upstream.stream.write(read)
+        if apart:
+            upstream.stream.write(first)
         if whole:
             self._stream.deadline = NEVER
         elif not self.congested:
@@ -471,7 +470,7 @@ class Exchange:
         else:
             self._client.exchange_failed(error)
 
-    def _send_again(self, sent: list[bytes], lost: UpstreamConnection, error: RequestError, *, stale: bool) -> None:
+    def _send_again(self, sent: list[Content], lost: UpstreamConnection, error: RequestError, *, stale: bool) -> None:
         """Sends a lost read again, as far as :meth:`Pool.send_again` does."""
         self._first, self._begun = b"".join(sent), False
         self._body_paused()

@@ -14,7 +14,8 @@ from tlsproxy.errors import RequestError, TooLargeToRead, UpstreamBroken, Upstre
 from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import in_slices
-from tlsproxy.proxy.decision.request_plan import AuditSearch, Plan, Reduced, Relayed, Unread
+from tlsproxy.proxy.decision.request_plan import AuditSearch, Plan, Reduced, Relayed
+from tlsproxy.proxy.decision.unread_body import Unread
 from tlsproxy.proxy.rest.audit_query import AuditLogsExchange
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange, Late
@@ -60,10 +61,10 @@ class InspectedExchange(ReducedExchange):
     def _start(self) -> None:
         if self.record.plan.expects_continue:
             self._stream.write(CONTINUE)
-        if self.body.done:
-            self._decide()
+        if self.body.arrived and not self.body.done:
+            self.send()
         else:
-            self._await_body()
+            self._continue_reading()
 
     @property
     def sending(self) -> bool:
@@ -125,18 +126,20 @@ class InspectedExchange(ReducedExchange):
             self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()
             return
-        facts = facts or self._link.upstreams.facts.known(unread.asked.collection or "")
+        if facts is None and unread.confined:
+            facts = self._link.upstreams.facts.known(unread.asked.collection or "")
         self._stream.deadline = NEVER  # the gateway is at work, neither peer is late
-        in_slices(
-            self._body_memory, self._decision_steps(unread, content, facts), partial(self._decided, unread, content)
-        )
+        outcome = self._gateway.plans.read(unread, content, facts)
+        if isinstance(outcome, tuple):
+            self._decided(unread, content, outcome)
+        else:
+            decided = partial(self._decided, unread, content)
+            in_slices(self._body_memory, self._decision_steps(outcome), decided)
 
-    def _decision_steps(
-        self, unread: Unread, content: Content, facts: Facts | None
-    ) -> Steps[tuple[Plan, Content] | None]:
+    def _decision_steps(self, steps: Steps[tuple[Plan, Content]]) -> Steps[tuple[Plan, Content] | None]:
         """Decision on the body. None: it needs facts from the upstream first."""
         try:
-            return (yield from self._gateway.plans.reading(unread, content, facts))
+            return (yield from steps)
         except FactsNeeded:
             return None
 
