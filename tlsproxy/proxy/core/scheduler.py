@@ -111,22 +111,22 @@ def in_slices(job: SlicedJob, steps: Steps[T], then: Callable[[T], None]) -> Non
 
     Raises a RequestError of the first slice.
     """
+    work = _ending(steps, then)
     if job.crowded:
-        job.later(partial(_slice, job, steps, then))
+        job.later(partial(_slice, job, work))
     else:
-        _slice(job, steps, then)
+        _slice(job, work)
 
 
-def _slice(job: SlicedJob, steps: Steps[T], then: Callable[[T], None]) -> None:
+def _ending(steps: Steps[T], then: Callable[[T], None]) -> Steps[None]:
+    then((yield from steps))  # the end of another generator would be an error object, with a traceback
+
+
+def _slice(job: SlicedJob, work: Steps[None]) -> None:
     end = time.monotonic() + SLICE
-    go_on = partial(_slice, job, steps, then)
-    try:
-        while True:
-            wanted = next(steps)
-            if wanted is not None and not job.reserve(wanted, go_on):
-                return
-            if time.monotonic() >= end:
-                job.later(go_on)
-                return
-    except StopIteration as done:
-        then(done.value)
+    for wanted in work:
+        if wanted is not None and not job.reserve(wanted, partial(_slice, job, work)):
+            return
+        if time.monotonic() >= end:
+            job.later(partial(_slice, job, work))
+            return
