@@ -121,20 +121,30 @@ class Shares:
         return any(share.leaving or not (share.wanted or share.waits_for_client) for share in shares)
 
     def give(self, share: Share, more: int) -> None:
-        holdings = self._accounts.get(share.account)
+        holdings = share.holdings
         if holdings is None:
-            holdings = self._accounts[share.account] = _Holdings()
-        holdings.shares[share] = None
+            holdings = self._holdings_of(share.account)
+            share.holdings = holdings
+            holdings.shares[share] = None
         holdings.held += more
         share.size += more
         self.held += more
 
+    def _holdings_of(self, account: Account) -> _Holdings:
+        holdings = self._accounts.get(account)
+        if holdings is None:
+            holdings = self._accounts[account] = _Holdings()
+        return holdings
+
     def take_back(self, share: Share, less: int) -> None:
-        holdings = self._accounts[share.account]
+        holdings = share.holdings
+        if holdings is None:  # it holds nothing
+            return
         holdings.held -= less
         share.size -= less
         self.held -= less
         if not share.size:
+            share.holdings = None
             del holdings.shares[share]
             holdings.leaving -= share.leaving
             self._leaving -= share.leaving
@@ -143,9 +153,7 @@ class Shares:
 
     def queue(self, share: Share, more: int, *, patient: bool) -> bool:
         """Whether there is ``more`` after all; if not, the claim waits. Raises the error of a refused claim."""
-        holdings = self._accounts.get(share.account)
-        if holdings is None:
-            holdings = self._accounts[share.account] = _Holdings()
+        holdings = self._holdings_of(share.account)
         self._wanting[share.account] = holdings
         holdings.enter(share)
         holdings.wanted += more
@@ -222,18 +230,19 @@ class Shares:
 
 
 class Share:
-    """Share of one holder. ``ready`` is called once its claim is served.
+    """Share of one holder. ``ready`` is called once its claim is served; ``holdings``: its account's, if it has a part.
 
     Its maker must :meth:`release` it, once or more often. It refers to nothing afterwards, so that no large object is
     left to the garbage collector.
     """
 
-    __slots__ = ("_shares", "account", "holder", "leaving", "ready", "size", "wanted")
+    __slots__ = ("_shares", "account", "holder", "holdings", "leaving", "ready", "size", "wanted")
 
     def __init__(self, shares: Shares, account: Account, holder: Holder) -> None:
         self._shares = shares
         self.account = account
         self.holder: Holder | None = holder
+        self.holdings: _Holdings | None = None
         self.size = self.wanted = self.leaving = 0
         self.ready: Callable[[], None] | None = None
 
