@@ -15,7 +15,15 @@ from support.rows import rows
 from tlsproxy.errors import BadRequest
 from tlsproxy.wire import strict_json
 from tlsproxy.wire.cooperative import at_once
-from tlsproxy.wire.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, reading_json
+from tlsproxy.wire.strict_json import (
+    MAX_CONTAINERS,
+    MAX_DEPTH,
+    MAX_STRINGS,
+    MAX_VALUES,
+    counting,
+    memory_of,
+    reading_json,
+)
 
 
 @rows(
@@ -85,6 +93,20 @@ def test_what_would_take_too_much_memory_is_not_read(text: bytes) -> None:
 def test_ten_megabytes_of_one_key() -> None:
     with pytest.raises(BadRequest, match="duplicate field"):
         at_once(reading_json(b"{" + b",".join([b'"lookup_from":null'] * 550_000) + b"}"))
+
+
+@given(st.text('[{",:]a1', max_size=20), st.sampled_from([1, 20_000]))
+def test_marks_are_counted_in_long_texts_too(text: str, times: int) -> None:
+    body = bytearray((text * times).encode())
+    assert at_once(counting(body)) == tuple(body.count(mark) for mark in b'[{",')
+
+
+@pytest.mark.parametrize(
+    ("text", "copies"),
+    [(b"1", 1), (b'"a"', 2), (b'"\\n"', 2), (b'"\\u00e9"', 7), ('"é"'.encode(), 7), (b'"\\\\u"', 7)],
+)
+def test_memory_of_a_string_that_may_not_be_ascii(text: bytes, copies: int) -> None:
+    assert memory_of(text, at_once(counting(text))) == copies * len(text) + 64 * text.count(b'"')
 
 
 def slowly(text: bytes) -> Any:

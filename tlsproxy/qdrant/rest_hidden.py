@@ -124,15 +124,27 @@ def _scalar(value: Any) -> Iterator[dict[str, Any] | None]:
     yield from ()
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("not a list of Qdrant's")  # noqa: TRY004 - the answer is wrong as a whole
+    return value
+
+
 def _each(inner: Form) -> Form:
     def form(value: Any) -> Iterator[dict[str, Any] | None]:
-        if not isinstance(value, list):
-            raise ValueError("not a list of Qdrant's")  # noqa: TRY004 - the answer is wrong as a whole
+        several = _list(value)
         yield None
-        for one in value:
+        for one in several:
             yield from inner(one)
 
     return form
+
+
+def _points(value: Any) -> Iterator[dict[str, Any] | None]:
+    """As :func:`_each` of :func:`_point`, without an iterator for each: nearly all points are in such a list."""
+    several = _list(value)
+    yield None
+    yield from map(_object, several)
 
 
 def _members(**inner: Form) -> Form:
@@ -148,20 +160,19 @@ def _optional(inner: Form) -> Form:
     return lambda value: iter(()) if value is None else inner(value)
 
 
-_LIST: Final = _each(_point)
-_PAGE: Final = _members(points=_LIST, next_page_offset=_scalar)
-_QUERIED: Final = _members(points=_LIST)
-_GROUPED: Final = _members(groups=_each(_members(id=_scalar, hits=_LIST, lookup=_optional(_point))))
+_PAGE: Final = _members(points=_points, next_page_offset=_scalar)
+_QUERIED: Final = _members(points=_points)
+_GROUPED: Final = _members(groups=_each(_members(id=_scalar, hits=_points, lookup=_optional(_point))))
 _POINTS: Final = "/collections/{collection_name}/points"
 _SHARD: Final = "/shards/{shard}"
 _FORMS: Final[Mapping[str, Form]] = {
-    _POINTS: _LIST,
+    _POINTS: _points,
     f"{_POINTS}/{{id}}": _point,
     f"{_POINTS}/scroll": _PAGE,
     f"{_POINTS}/query": _QUERIED,
     f"{_POINTS}/query/batch": _each(_QUERIED),
-    **dict.fromkeys((f"{_POINTS}/{name}" for name in ("search", "recommend", "discover")), _LIST),
-    **dict.fromkeys((f"{_POINTS}/{name}/batch" for name in ("search", "recommend", "discover")), _each(_LIST)),
+    **dict.fromkeys((f"{_POINTS}/{name}" for name in ("search", "recommend", "discover")), _points),
+    **dict.fromkeys((f"{_POINTS}/{name}/batch" for name in ("search", "recommend", "discover")), _each(_points)),
     **dict.fromkeys((f"{_POINTS}/{name}/groups" for name in ("query", "search", "recommend")), _GROUPED),
 }
 """The form of each result with points, by path."""

@@ -43,6 +43,7 @@ _WINDOW: Final = 1 << 17
 """Bytes of a longer text that one step counts, or searches for strings."""
 _PIECE: Final = 1 << 14
 """Bytes of a longer text that one step walks, bracket by bracket."""
+_ALL_BUT_MARKS = bytes(set(range(256)) - set(b'[{",'))
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ZERO_FOR_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
 _SUSPICIOUS = b"0" * 19  # 2**63 has 19 digits
@@ -90,16 +91,17 @@ def _checking(text: Content, value: Any) -> Steps[None]:
 
 
 def counting(text: Content) -> Steps[Marks]:
-    lists = objects = quotes = commas = 0
+    lists = objects = commas = total = 0
     for begin in range(0, len(text), _WINDOW):
         end = begin + _WINDOW
-        lists += text.count(b"[", begin, end)
-        objects += text.count(b"{", begin, end)
-        quotes += text.count(b'"', begin, end)
-        commas += text.count(b",", begin, end)
+        marks = text[begin:end].translate(None, _ALL_BUT_MARKS)  # counts in all of the text take twice as long
+        lists += marks.count(b"[")
+        objects += marks.count(b"{")
+        commas += marks.count(b",")
+        total += len(marks)
         if end < len(text):
             yield None
-    return lists, objects, quotes, commas
+    return lists, objects, total - lists - objects - commas, commas
 
 
 def memory_of(text: Content, marks: Marks) -> int:
@@ -111,7 +113,8 @@ def memory_of(text: Content, marks: Marks) -> int:
     four bytes for each of its characters, and has a copy in UTF-8.
     """
     lists, objects, quotes, commas = marks
-    copies = 1 if not (quotes or commas) else 2 if text.isascii() and b"\\u" not in text else 7
+    plain = text.isascii() and (b"\\" not in text or b"\\u" not in text)  # one byte is found faster
+    copies = 1 if not (quotes or commas) else 2 if plain else 7
     return copies * len(text) + 100 * lists + 220 * objects + 64 * quotes + 48 * commas
 
 

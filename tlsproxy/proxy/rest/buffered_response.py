@@ -14,6 +14,7 @@ from tlsproxy.proxy.rest.link import ExchangeHandler
 
 PIECE: Final = 131_072
 """Bytes written to the client's stream at a time."""
+_NOTHING: Final = memoryview(b"")
 
 
 def _too_large(_capacity: int) -> NoMemory:
@@ -28,13 +29,17 @@ class DeliveredExchange(Exchange):
     def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
         self._memory = MemoryShare(self._gateway, self.account, self, _too_large)
-        self._unsent = memoryview(b"")
+        self._unsent = _NOTHING
 
     def _deliver(self, body: bytes) -> None:
         """Sends ``body``, the whole of it, after the head. Ends the exchange."""
         self._memory.settle(len(body))
-        self._unsent = memoryview(body)
-        self._deliver_more()
+        if len(body) > PIECE or self._stream.stalled:
+            self._unsent = memoryview(body)
+            self._deliver_more()
+        else:
+            super().response_body(body)
+            super().response_done()
 
     def _deliver_more(self) -> None:
         while self._unsent and not self._stream.stalled:

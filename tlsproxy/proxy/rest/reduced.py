@@ -7,7 +7,6 @@ else.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -110,7 +109,7 @@ class ReducedExchange(DeliveredExchange):
             self._client.exchange_failed(reduced)
             return
         fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(reduced) + self.record.plan.fields
-        super().response_head(replace(head, fields=fields, length=len(reduced)))
+        super().response_head(ResponseHead(head.status, head.line, fields, len(reduced), head.keep, head.ends))
         self._deliver(reduced)
 
     def _reduction(self, head: ResponseHead, reducer: Reducer | None) -> Steps[bytes | RequestError | None]:
