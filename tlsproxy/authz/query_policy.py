@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Final, TypeAlias
 
@@ -106,10 +106,15 @@ class QueryPolicy:
     timeout: int | None = None
     hides_vectors: bool = False
     hidden: HiddenKeys = HiddenKeys()
+    _given: bool = field(init=False, repr=False, compare=False)
+    """Whether it has any part, which every request and message of its callers asks."""
+
+    def __post_init__(self) -> None:
+        given = any(getattr(self, part.name) != part.default for part in fields(self) if part.init)
+        object.__setattr__(self, "_given", given)
 
     def __bool__(self) -> bool:
-        """Whether it has any part."""
-        return self is not NO_POLICY and self != NO_POLICY
+        return self._given
 
     @property
     def hides(self) -> bool:

@@ -107,13 +107,15 @@ def stripper_of(operation: Operation, policy: QueryPolicy) -> PointStripper | No
     return PointStripper(operation, policy) if stripped else None
 
 
-@dataclass(frozen=True, slots=True)
 class _Deeper:
     """An entry of a payload or an object, below whose ``key`` some keys are hidden."""
 
-    key: bytes
-    value: bytes
-    hidden: KeyTree
+    __slots__ = ("hidden", "key", "value")
+
+    def __init__(self, key: bytes, value: bytes, hidden: KeyTree) -> None:
+        self.key = key
+        self.value = value
+        self.hidden = hidden
 
 
 def _entry(one: Field, tree: KeyTree) -> bytes | _Deeper:

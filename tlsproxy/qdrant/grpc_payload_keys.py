@@ -5,7 +5,7 @@ Filters, orders, formulas, selectors of points and parameters of a search are re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from tlsproxy.authz.query_policy import KeyPath, KeyTree, QueryPolicy, parse_key_path
@@ -103,6 +103,11 @@ def check_path(content: bytes, above: KeyPath, policy: QueryPolicy) -> None:
         check_key((*above, *key_path(content)), policy)
 
 
+def _from_above(message: str, found: Iterator[Field]) -> Iterable[Field]:
+    """The fields of a message in their order, but for a condition's key (1), which is above its filter (2)."""
+    return sorted(found, key=lambda one: one.number) if message == "NestedCondition" else found
+
+
 def checking(message: str, content: bytes, policy: QueryPolicy, reading: Reading) -> Steps[None]:
     """Checks a message and those within. Without recursion: filters nest as deep as clients like.
 
@@ -113,8 +118,8 @@ def checking(message: str, content: bytes, policy: QueryPolicy, reading: Reading
     pending: list[tuple[str, bytes, KeyPath]] = [(message, content, ())]
     while pending:
         name, content, above = pending.pop()
-        looks, found = LOOKS[name], reading.fields_of(name, content)
-        for one in sorted(found) if name == "NestedCondition" else found:  # its key (1) is above its filter (2)
+        looks = LOOKS[name]
+        for one in _from_above(name, reading.fields_of(name, content)):
             if reading.is_step():
                 yield reading.memory
             look = looks.get(one.number)

@@ -6,7 +6,7 @@ route. Without a ``with_payload`` a gRPC method returns none, but for a scroll a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,13 +31,15 @@ from tlsproxy.wire.cooperative import Pace, Steps
 from tlsproxy.wire.protobuf import Field, delimited, integer
 
 
-@dataclass(slots=True)
 class PolicyState:
     """The state of rewriting one message. ``prefetches``: of the query that is being read, nested ones included."""
 
-    policy: QueryPolicy
-    reading: Reading
-    prefetches: int = 0
+    __slots__ = ("policy", "prefetches", "reading")
+
+    def __init__(self, policy: QueryPolicy, reading: Reading) -> None:
+        self.policy = policy
+        self.reading = reading
+        self.prefetches = 0
 
 
 Within = Callable[[bytes, PolicyState], Steps[bytes]]
@@ -59,18 +61,19 @@ _TEXT: Final = 12
 """Field of Query: a query by the text index of a payload key (since Qdrant 1.20)."""
 
 
-@dataclass(slots=True)
 class _Found:
     """``numbers``: of a message's fields that are looked at. ``entries``: keys of its payload, ``below`` a path."""
 
-    numbers: set[int] = field(default_factory=set)
-    limit: int | None = None
-    each: int | None = None
-    ids: int = 0
-    entries: list[str] = field(default_factory=list)
-    below: KeyPath = ()
-    query: bytes = b""
-    using: bytes = b""
+    __slots__ = ("below", "each", "entries", "ids", "limit", "numbers", "query", "using")
+
+    def __init__(self) -> None:
+        self.numbers: set[int] = set()
+        self.limit: int | None = None
+        self.each: int | None = None
+        self.ids = 0
+        self.entries: list[str] = []
+        self.below: KeyPath = ()
+        self.query = self.using = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,31 +187,35 @@ class Row:
             check_key((*found.below, key), policy)
         if found.using and any(one.number == _TEXT for one in state.reading.fields_of("Query", found.query)):
             check_path(found.using, (), policy)
-        return b"".join(self._defaults(found, policy))
+        return self._defaults(found, policy)
 
-    def _defaults(self, found: _Found, policy: QueryPolicy) -> Iterator[bytes]:
+    def _defaults(self, found: _Found, policy: QueryPolicy) -> bytes:
         """Fields in place of absent ones. Raises :class:`PolicyRefused` for too many ids, or too high a limit."""
+        added = b""
         if policy.max_limit is not None:
             check_limit(found.ids, policy.max_limit, "ids")
-            yield from self._limits(found, policy.max_limit)
+            added = self._limits(found, policy.max_limit)
         if self.timeout and self.timeout not in found.numbers and policy.timeout is not None:
-            yield integer(self.timeout, policy.timeout)
+            added += integer(self.timeout, policy.timeout)
         if self.counted and self.exact not in found.numbers and policy.forbids_exact:
-            yield integer(self.exact, 0)
+            added += integer(self.exact, 0)
         if self.payload and self.shows and self.payload not in found.numbers and policy.hidden:
-            yield delimited(self.payload, _all_but_hidden(policy))
+            added += delimited(self.payload, _all_but_hidden(policy))
         if self.vectors and policy.hides_vectors:
-            yield delimited(self.vectors, integer(1, 0))
+            added += delimited(self.vectors, integer(1, 0))
+        return added
 
-    def _limits(self, found: _Found, bound: int) -> Iterator[bytes]:
+    def _limits(self, found: _Found, bound: int) -> bytes:
         """Checks the limit, and writes what is absent: what Qdrant would take, or as much as there may be."""
         if not self.limit.field:
-            return
+            return b""
         limit, each = limits(found.limit, found.each, self.limit.default, self.each.default, bound)
+        added = b""
         if found.limit is None and self.limit.default:
-            yield integer(self.limit.field, limit)
+            added = integer(self.limit.field, limit)
         if found.each is None and self.each.default:
-            yield integer(self.each.field, each)
+            added += integer(self.each.field, each)
+        return added
 
 
 def limits(limit: int | None, each: int | None, default: int, default_each: int, bound: int) -> tuple[int, int]:

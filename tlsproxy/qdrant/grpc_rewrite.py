@@ -8,7 +8,6 @@ merged with ours by Qdrant's parser.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.qdrant.grpc_schema import PARTS, SHAPES
@@ -28,15 +27,16 @@ STEP: Final = 250
 _MESSAGES: Final = SHAPES | PARTS
 
 
-@dataclass(slots=True)
 class Reading:
     """The budget of one pass over a message: ``fields`` in all."""
 
-    fields: int = MAX_FIELDS
-    _left: int = MAX_DEPTH
-    _fields_read: int = 0
-    _next_step: int = STEP
-    _content_memory: int = 0
+    __slots__ = ("_content_memory", "_fields_read", "_left", "_next_step", "fields")
+
+    def __init__(self, fields: int = MAX_FIELDS) -> None:
+        self.fields = fields
+        self._left = MAX_DEPTH
+        self._fields_read = self._content_memory = 0
+        self._next_step = STEP
 
     def begin(self, content: bytes) -> int | None:
         """Enters a message: the memory that is needed from here on, None for a small one."""

