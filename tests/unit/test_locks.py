@@ -185,3 +185,13 @@ def test_adding_a_lock_never_widens_and_removing_it_restores(kept: list[Lock], a
 def test_any_text_is_a_subject_and_equals_itself(text: str) -> None:
     if text.strip():
         assert selector("subject", text) == selector("subject", f" {text} ")
+
+
+def test_other_locks_need_no_other_index_of_rules_and_other_rules_do() -> None:
+    by_name = Rule("alice", Matcher(cn="alice"), "all")
+    policy = Policy({"all": Rights(everywhere=GlobalMode.M)}, (by_name,), Keys())
+    locked = policy.with_locks(Locks([Lock("subject", "bob")]))
+    assert locked.locks.of_identity(BOB, NOW) is not None
+    assert locked._rules is policy._rules
+    assert locked.principal_of(ALICE).role == "all"
+    assert replace(locked, rules=()).principal_of(ALICE).role == ""

@@ -7,7 +7,7 @@ its CA's constraint, matches no rule. :mod:`tlsproxy.authz.access` decides what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 from tlsproxy.authz.access import Condition, Decision, Rights, forbidden
@@ -58,10 +58,12 @@ class Policy:
     filters: Mapping[str, tuple[Template, ...]] = field(default_factory=dict)
     public: Mapping[str, tuple[Condition, ...]] = field(default_factory=dict)
     locks: Locks = field(default_factory=Locks, compare=False)
+    index: InitVar[Rules | None] = None
     _rules: Rules = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_rules", Rules(self.rules))
+    def __post_init__(self, index: Rules | None) -> None:
+        """``index`` is that of the same ``rules``, which is made if there is none."""
+        object.__setattr__(self, "_rules", Rules(self.rules) if index is None else index)
 
     def principal_of(self, identity: Identity | None) -> Principal:
         """The principal of a connection; None for one without a certificate, which needs a key or token."""
@@ -105,7 +107,7 @@ class Policy:
 
     def with_locks(self, locks: Locks) -> Policy:
         """The same policy but for its locks, which no rule depends on."""
-        return replace(self, locks=locks)
+        return replace(self, locks=locks, index=self._rules)
 
     def held(self, principal: Principal, now: float) -> tuple[Principal, float]:
         """The principal as locks have it at ``now``, and the end of the lock that refuses it."""
