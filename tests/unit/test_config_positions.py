@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.rows import rows
 
+from tlsproxy.config import positions
 from tlsproxy.config.positions import MAX_BYTES, MAX_DEPTH, dotted, read_tree, read_value
 from tlsproxy.config.problems import ConfigError
 
@@ -139,3 +140,29 @@ def test_any_bytes_are_a_tree_or_a_config_error(data: bytes) -> None:
         assert error.problems  # noqa: PT017 - either outcome is right, and nothing else
     else:
         assert isinstance(tree.root, dict)
+
+
+def test_what_a_tree_was_made_of_is_let_go_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of 10,000 rules would be freed in one go, and no thread runs meanwhile."""
+    made: list[yaml.Node] = []
+    left: list[yaml.Node] = []
+    compose = positions._Composer.get_single_node
+
+    def composed(composer: positions._Composer) -> yaml.Node | None:
+        nonlocal left
+        left = composer._nodes
+        node = compose(composer)
+        made.extend(left)
+        return node
+
+    monkeypatch.setattr(positions._Composer, "get_single_node", composed)
+    assert read_tree(b"a: &x {b: [1, 2]}\nc: *x\n", "f.yaml").root == {"a": {"b": [1, 2]}, "c": {"b": [1, 2]}}
+    assert len(made) == 9  # an alias is the node that it names, once more
+    assert not left
+    assert all(node.value == () for node in made)
+
+
+def test_a_tree_that_was_used_is_let_go_value_by_value() -> None:
+    with read_tree(b"a: {b: 1, c: 2}\nd: [1, 2]\ne: f\n", "f.yaml") as tree:
+        assert tree.get(("d", 1)) == 2
+    assert (tree.root, tree.positions) == ({"a": {}, "d": [], "e": "f"}, {})

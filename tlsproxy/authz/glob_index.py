@@ -42,6 +42,10 @@ class Patterns(Generic[T]):
             self._by_trait.setdefault(trait_of(pattern), []).append((pattern, item))
         self._lengths = sorted({(len(text), kind) for kind, text in self._by_trait if kind != EXACT})
 
+    def parts(self) -> Iterable[object]:
+        """Its objects, to be freed one by one."""
+        return self._by_trait.items()
+
     def matching(self, value: str) -> list[T]:
         """The items of all patterns that match the value (:func:`tlsproxy.authz.globs.glob_matches`), in no order."""
         items = [item for _, item in self._by_trait.get((EXACT, value), ())]

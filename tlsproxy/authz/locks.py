@@ -104,6 +104,10 @@ class Locks:
     def __iter__(self) -> Iterator[Lock]:
         return iter(self._locks)
 
+    def parts(self) -> Iterable[object]:
+        """Its objects, to be freed one by one."""
+        return *self._locks, *self._by_value.items()
+
     def in_force(self, now: float) -> dict[tuple[Selector, bool], Lock]:
         """Locks that hold at ``now``; the configuration's and others of one selector are two."""
         return {(lock.selector, lock.configured): lock for lock in self._locks if now < lock.until}

@@ -6,7 +6,7 @@ its CA's constraint, matches no rule. :mod:`tlsproxy.authz.access` decides what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
@@ -64,6 +64,13 @@ class Policy:
     def __post_init__(self, index: Rules | None) -> None:
         """``index`` is that of the same ``rules``, which is made if there is none."""
         object.__setattr__(self, "_rules", Rules(self.rules) if index is None else index)
+
+    def parts(self) -> Iterator[object]:
+        """Its objects, to be freed one by one."""
+        yield from self.rules
+        yield from self.roles.values()
+        yield from self.locks.parts()
+        yield from self._rules.parts()
 
     def principal_of(self, identity: Identity | None) -> Principal:
         """The principal of a connection; None for one without a certificate, which needs a key or token."""

@@ -63,6 +63,11 @@ class Rules:
         self._of_tokens = _Index(of_tokens, _conditions)
         self._of_both = _Index((rule for rule in of_tokens if rule.of_both), _fields)
 
+    def parts(self) -> Iterator[object]:
+        """The objects of its indexes, to be freed one by one."""
+        for index in (self._of_certificates, self._of_tokens, self._of_both):
+            yield from index.parts()
+
     def of_certificate(self, identity: Identity) -> Rule | None:
         """The first rule without claims that matches."""
         near = self._of_certificates.near(identity, {})
@@ -108,7 +113,9 @@ class _Index:
         ]
         common = Counter(one[:2] for _, each in traits for one in each)
         index: dict[Source, list[tuple[str, int]]] = {}
-        for rule, each in traits:
+        traits.reverse()
+        while traits:  # let go one by one: those of 10,000 rules would be freed in one go, which no thread interrupts
+            rule, each = traits.pop()
             if each:  # without a condition it matches nobody
                 source, _, pattern, claim = min(each, key=lambda one: common[one[:2]])
                 index.setdefault(source, []).append((pattern, len(self._rules)))
@@ -117,6 +124,11 @@ class _Index:
             (source, Patterns(places, SEPARATORS if source[0] == _ATTRIBUTE else CLAIM_SEPARATORS))
             for source, places in index.items()
         )
+
+    def parts(self) -> Iterator[object]:
+        yield from self._rules
+        for _, patterns in self._by_source:
+            yield from patterns.parts()
 
     def near(self, identity: Identity | None, claims: Mapping[str, Any]) -> Iterator[tuple[Rule, Claim | None]]:
         """Rules that may match, in order, each with its claim that does match, if it was found by one."""

@@ -97,7 +97,11 @@ def _outcome(
 
 
 def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str], pieces: tuple[Piece, ...]) -> Loaded:
-    tree = merged(data, path, pieces, disclosed)
+    with merged(data, path, pieces, disclosed) as tree:
+        return _checked(tree, path, base, environ, pieces)
+
+
+def _checked(tree: Tree, path: Path, base: Path, environ: Mapping[str, str], pieces: tuple[Piece, ...]) -> Loaded:
     bases = {str(piece.path): piece.path.absolute().parent for piece in pieces}
     overlaid = overlay(tree, environ)
     unused = (*_take_unused(tree), *overlaid.unused)
@@ -175,9 +179,9 @@ def _located(
 ) -> tuple[Problem, ...]:
     if not found:
         return ()
-    tree = merged(data, path, pieces, disclosed)
-    overlay(tree, dict(environ))
-    return tuple(tree.position(finding.path).problem(finding.path, finding.text) for finding in found)
+    with merged(data, path, pieces, disclosed) as tree:
+        overlay(tree, dict(environ))
+        return tuple(tree.position(finding.path).problem(finding.path, finding.text) for finding in found)
 
 
 def schema() -> dict[str, Any]:

@@ -75,13 +75,13 @@ def patterns(data: bytes, path: Path) -> tuple[Pattern, ...]:
     if not may_have(INCLUDE, data):
         return ()
     try:
-        tree = read_tree(data, str(path))
+        with read_tree(data, str(path)) as tree:
+            entries = include_entries(tree.root.get(INCLUDE))
+            if any(pattern_fault(entry) for _, entry in entries):
+                return ()
+            return tuple(Pattern(path.parent / entry, where, tree.position(where)) for where, entry in entries)
     except ConfigError:
         return ()
-    entries = include_entries(tree.root.get(INCLUDE))
-    if any(pattern_fault(entry) for _, entry in entries):
-        return ()
-    return tuple(Pattern(path.parent / entry, where, tree.position(where)) for where, entry in entries)
 
 
 def may_have(key: str, data: bytes) -> bool:
@@ -154,7 +154,8 @@ class _Merge:
                     self._put(former, (key, inner), item)
             else:
                 self._put(main.root, (key,), value)
-        for path, where in piece.positions.items():
+        while piece.positions:  # let go one by one, as those of any tree
+            path, where = piece.positions.popitem()
             for size in (1, 2):
                 shift = self._taken.get(path[:size])
                 if shift is None:

@@ -95,10 +95,9 @@ class Generation:
     _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        policy, crls = self.policy, self.states.crls.values()
+        crls = self.states.crls.values()
         of_crls = (part for state in crls for part in (*state.value, *state.data))
-        locks = (*policy.locks, *self.states.locks.value.locks)
-        free_in_parts(self, (*policy.rules, *policy.roles.values(), *locks, *of_crls, *crls))
+        free_in_parts(self, (*self.policy.parts(), *self.states.locks.value.locks, *of_crls, *crls))
 
     @property
     def protocols(self) -> tuple[HttpProtocol, ...]:
