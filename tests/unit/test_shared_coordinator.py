@@ -17,6 +17,7 @@ from support.redis_server import RedisServer, Way, needs_store
 
 from tlsproxy.proxy.limits.gcra import Rate
 from tlsproxy.service.shared.coordinator import MEETING, PRESENCE, tried
+from tlsproxy.service.shared.lock_exchange import LockExchange
 from tlsproxy.service.shared.store import StoreError
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lifetimes import lifetimes_of
@@ -304,3 +305,29 @@ def test_renewed_files_are_taken_live_and_their_ends_are_known(tmp_path: Path) -
                 await until(lambda: not any(one.coordinator.part.text for one in members))
 
         run(renewals())
+
+
+def test_locks_are_read_and_joined_beside_the_loop(generation: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers: dict[str, set[int]] = {}
+
+    def noted(name: str) -> None:
+        work = getattr(LockExchange, name)
+
+        def noting(*args: object, **options: object) -> object:
+            workers.setdefault(name, set()).add(threading.get_ident())
+            return work(*args, **options)
+
+        monkeypatch.setattr(LockExchange, name, noting)
+
+    for name in ("look", "merged", "hear", "forget"):
+        noted(name)
+
+    async def joined() -> None:
+        async with gateways(generation, 1) as (member,):
+            first = await member.coordinator.locked(generation.states.locks)
+            assert first.value == generation.states.locks.value
+            await until(lambda: len(workers) == 4)
+            assert await member.coordinator.locked(generation.states.locks) is first, "nothing has changed"
+
+    run(joined())
+    assert threading.get_ident() not in set.union(*workers.values())

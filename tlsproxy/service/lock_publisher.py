@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from tlsproxy.config.locks import LockFile
 from tlsproxy.errors import TlsproxyError
@@ -31,7 +31,13 @@ CONSIDERED: Final = 0.5
 _log = logging.getLogger(__name__)
 
 
-Joined = Callable[[InputState[LockFile]], InputState[LockFile]]
+LockState: TypeAlias = InputState[LockFile]
+Joined: TypeAlias = Callable[[LockState], Awaitable[LockState]]
+
+
+async def _own(own: LockState) -> LockState:
+    """The locks of a gateway that shares none."""
+    return own
 
 
 class Publisher(Protocol):
@@ -55,7 +61,7 @@ class LockPublisher:
         watch: LockFileWatch,
         trail: LockTrail,
         nodes: NodeTrail,
-        joined: Joined = lambda own: own,
+        joined: Joined = _own,
     ) -> None:
         """``joined`` adds the locks of other gateways to those of the file."""
         self._joined = joined
@@ -96,11 +102,12 @@ class LockPublisher:
         """Read the lock file, and publish its locks if they differ. Whether the file's fault is another one."""
         async with self._looking:
             changed = await self._watch.read(self._target.clock.now())
-            differ = self._joined(self._watch.state) != self._target.generation.states.locks
-            cut = await self._consequences() if differ else None
+            locks = await self._joined(self._watch.state)
+            differ = locks != self._target.generation.states.locks
+            cut = await self._consequences(locks) if differ else None
             async with self._publishing:
                 present = self._target.generation
-                await self._serve(await self._locked(present) if differ else present, cut=cut)
+                await self._serve(await _locked(present, locks) if differ else present, cut=cut)
             return changed
 
     async def publish(self, generation: Generation) -> Generation:
@@ -108,21 +115,18 @@ class LockPublisher:
         async with self._publishing:
             present = self._target.generation
             if present.number >= generation.number or present.states.locks != generation.states.locks:
-                generation = await in_thread(with_locks, generation, present.states.locks, present.number + 1)
+                generation = await _locked(generation, present.states.locks, present.number + 1)
             await self._serve(generation)
         return generation
 
     def status(self) -> Mapping[str, Any]:
         return self._trail.status("" if self._watch.fault is None else self._watch.fault.text)
 
-    async def _locked(self, generation: Generation) -> Generation:
-        return await in_thread(with_locks, generation, self._joined(self._watch.state), generation.number + 1)
-
-    async def _consequences(self) -> int | None:
+    async def _consequences(self, locks: LockState) -> int | None:
         """Connections, requests and calls that the locks will end; None if that is not found in time."""
         try:
             async with asyncio.timeout(CONSIDERED):
-                found = await self._target.consider(await self._locked(self._target.generation))
+                found = await self._target.consider(await _locked(self._target.generation, locks))
         except TimeoutError:
             return None
         await self._target.dismiss()
@@ -138,6 +142,11 @@ class LockPublisher:
             await self._target.publish(generation)
         await self._trail.tell(found, cut=cut, start=start)
         self._nodes.look(generation.nodes, file, now)
+
+
+async def _locked(generation: Generation, locks: LockState, number: int | None = None) -> Generation:
+    """The generation with these locks, and the next number unless one is given."""
+    return await in_thread(with_locks, generation, locks, generation.number + 1 if number is None else number)
 
 
 async def _reported(reload: Callable[[str], Awaitable[Any]]) -> None:

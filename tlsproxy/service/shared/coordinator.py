@@ -1,6 +1,7 @@
 """The part of a gateway that speaks with the store: draws, presence, failed authentications, locks.
 
-One task, in one process of the gateway, beside all requests: none waits for it. When the store fails, leases end at
+One task, in one process of the gateway, beside all requests: none waits for it. Locks are read, joined and written in a
+thread, one step at a time: those of thousands take a tenth of a second and more. When the store fails, leases end at
 once, and each rate and number is kept by this gateway alone, divided by the number of gateways (never open, never
 closed); the next answer ends that.
 """
@@ -33,6 +34,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lock_file import lock_state
 from tlsproxy.snapshot.states import InputState
 from tlsproxy.text import printable
+from tlsproxy.threads import in_thread
 
 MEETING: Final = 0.5
 """Seconds between two meetings: of presence, failed authentications and locks."""
@@ -102,6 +104,7 @@ class Coordinator:
         self._whole_at = self._meeting_at = float("-inf")
         self._reading = False
         self._exchange = LockExchange(lambda: secrets.token_hex(12))
+        self._exchanging = asyncio.Lock()
         self._untold: list[Failures] = []
         self._merged: tuple[str, int, InputState[LockFile]] | None = None
         self._counts: Counter[str] = Counter()
@@ -137,14 +140,18 @@ class Coordinator:
             "round_trips": dict(self._counts),
         }
 
-    def locked(self, own: InputState[LockFile]) -> InputState[LockFile]:
-        """The locks of this gateway's file, and of all others."""
+    async def locked(self, own: InputState[LockFile]) -> InputState[LockFile]:
+        """The locks of this gateway's file, and of all others. Must not be cancelled before the end of the service."""
+        async with self._exchanging:
+            known = self._merged
+            if known is None or known[:2] != (own.digest, self._exchange.version):
+                state = await in_thread(self._locked, own)
+                known = self._merged = own.digest, self._exchange.version, state
+            return known[2]
+
+    def _locked(self, own: InputState[LockFile]) -> InputState[LockFile]:
         self._exchange.look(own.value)
-        known = self._merged
-        if known is None or known[:2] != (own.digest, self._exchange.version):
-            state = lock_state(self._exchange.merged(own.value))
-            known = self._merged = own.digest, self._exchange.version, state
-        return known[2]
+        return lock_state(self._exchange.merged(own.value))
 
     # The task
 
@@ -265,7 +272,8 @@ class Coordinator:
         if now >= self._whole_at:
             begin = self._reading = True
             self._whole_at, self._heard, self._read = now + WHOLE, "0", "0"
-            self._exchange.forget(time.time())
+            async with self._exchanging:
+                await in_thread(self._exchange.forget, time.time())
         keys = [self._keys[name] for name in _MET]
         values: list[bytes | str | float] = [self._name, presence, self._heard, self._read, MOST, FORGOTTEN]
         values.append(0 if begin else len(self._gateways))
@@ -276,8 +284,10 @@ class Coordinator:
         self._heard, self._read, self._locks_stored = heard, read, stored
         self._learn_failures(accounts)
         end = len(locks) < 2 * MOST
-        texts = ((name.decode(), text.decode()) for name, text in zip(locks[::2], locks[1::2], strict=True))
-        self._exchange.hear(texts, begin=begin, end=end and self._reading)
+        if locks or begin or (end and self._reading):
+            texts = ((name.decode(), text.decode()) for name, text in zip(locks[::2], locks[1::2], strict=True))
+            async with self._exchanging:
+                await in_thread(self._exchange.hear, texts, begin=begin, end=end and self._reading)
         self._reading = self._reading and not end
 
     def _count_gateways(self, names: Sequence[str], now: float, *, joined: bool) -> None:
@@ -304,7 +314,8 @@ class Coordinator:
             values += [one.id, one.state, one.text, one.kept(now)]
         keys = [self._keys[name] for name in ("locks", "locked", "ends")]
         self._locks_refused = await self._run(self._lock, keys, values)
-        self._exchange.said(said)
+        async with self._exchanging:
+            self._exchange.said(said)
 
     # Failed authentications
 
