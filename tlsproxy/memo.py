@@ -22,7 +22,8 @@ class Memo(dict[K, V]):
 
     def remember(self, key: K, value: V) -> None:
         """A key that is here already becomes the newest."""
-        self.pop(key, None)
-        if len(self) >= self._capacity:
+        if key in self:
+            del self[key]
+        elif len(self) >= self._capacity:
             del self[next(iter(self))]
         self[key] = value

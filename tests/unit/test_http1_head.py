@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from support.rows import rows
 
 from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
-from tlsproxy.memo import Memo
 from tlsproxy.wire.http1 import (
     _IDENTITY,
     CHUNKED,
@@ -114,18 +113,22 @@ def outcome(data: bytes, known: KnownLines | None) -> RequestHead | tuple[type, 
 @pytest.mark.fuzz
 @given(st.lists(heads, max_size=5), st.integers(1, 4))
 def test_a_head_is_read_the_same_whatever_lines_are_known(several: list[bytes], capacity: int) -> None:
-    known: KnownLines = Memo(capacity)
+    known = KnownLines(capacity)
     for data in several * 2:
         assert outcome(data, known) == outcome(data, None)
 
 
 def test_neither_long_nor_malformed_lines_are_remembered() -> None:
-    known: KnownLines = Memo(9)
+    known = KnownLines(9)
     fits = b"x:" + b"a" * (MEMO_LINE - 2)
     parse_request(head(b"A: 1", fits, fits + b"a"), known=known)
     with pytest.raises(BadRequest):
         parse_request(head(b"B: 1", b"c : 1"), known=known)
-    assert list(known) == [HOST[:-2], b"A: 1", fits, b"B: 1"]
+    with pytest.raises(VersionRefused):
+        parse_request(head(request=b"GET /old HTTP/1.0"), known=known)
+    parse_request(head(request=b"GET /%b HTTP/1.1" % (b"a" * MEMO_LINE)), known=known)
+    assert list(known.fields) == [HOST[:-2], b"A: 1", fits, b"B: 1"]
+    assert list(known.requests) == [b"GET / HTTP/1.1"]
 
 
 @pytest.mark.fuzz

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tlsproxy.errors import AmbiguousPath, BadRequest
+from tlsproxy.memo import Memo
 from tlsproxy.qdrant.operations import MAX_NAME_BYTES, OWN, REST, Operation
 from tlsproxy.wire.target import RequestTarget, parse_target
 
+MEMO: Final = 1024
+MEMO_TARGET: Final = 512
+"""A longer target is not remembered: the memo's size in memory is bounded by the product."""
 _COLLECTION: Final = "{collection_name}"
 _FILES: Final = frozenset({"{snapshot_name}", "{snapshot}"})
 """Parameters that Qdrant joins to the path of a directory."""
@@ -48,7 +52,7 @@ class _Node:
     tail: Operation | None = None
 
 
-def _routes(operations: Iterable[Operation]) -> dict[str, _Node]:
+def _roots(operations: Iterable[Operation]) -> dict[str, _Node]:
     roots: dict[str, _Node] = {}
     for operation in operations:
         node = roots.setdefault(operation.method, _Node())
@@ -67,20 +71,35 @@ def _routes(operations: Iterable[Operation]) -> dict[str, _Node]:
     return roots
 
 
-_ROUTES: Final = _routes((*REST, *OWN))
+class Routes:
+    """The routes of these operations, and requests as they were routed lately: most are of few methods and targets."""
 
+    __slots__ = ("_known", "_roots")
 
-def recognise(method: str, target: str) -> Recognised:
-    """Routes a request. Raises :class:`BadRequest` for an invalid target or name, :class:`AmbiguousPath` among them."""
-    parsed = parse_target(target)
-    root = _ROUTES.get(method)
-    found = _match(root, parsed.segments, 0, None) if root is not None else None
-    if found is None:
-        return Recognised(parsed, None, None)
-    operation, collection = found
-    if collection is not None and len(collection.encode()) > MAX_NAME_BYTES:
-        raise BadRequest(f"A collection name has at most {MAX_NAME_BYTES} bytes")
-    return Recognised(parsed, operation, collection)
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self._roots = _roots(operations)
+        self._known = Memo[tuple[str, str], Recognised](MEMO)
+
+    def recognise(self, method: str, target: str) -> Recognised:
+        """As :func:`recognise`."""
+        key = method, target
+        known = self._known.get(key)
+        if known is None:
+            known = self._routed(method, target)
+            if len(target) <= MEMO_TARGET:
+                self._known.remember(key, known)
+        return known
+
+    def _routed(self, method: str, target: str) -> Recognised:
+        parsed = parse_target(target)
+        root = self._roots.get(method)
+        found = _match(root, parsed.segments, 0, None) if root is not None else None
+        if found is None:
+            return Recognised(parsed, None, None)
+        operation, collection = found
+        if collection is not None and len(collection.encode()) > MAX_NAME_BYTES:
+            raise BadRequest(f"A collection name has at most {MAX_NAME_BYTES} bytes")
+        return Recognised(parsed, operation, collection)
 
 
 def _match(
@@ -110,3 +129,11 @@ def _match(
 def _check_file(name: str) -> None:
     if _ELSEWHERE.fullmatch(name) is not None:
         raise AmbiguousPath("A file's name leads out of its directory")
+
+
+_ROUTES: Final = Routes((*REST, *OWN))
+
+
+def recognise(method: str, target: str) -> Recognised:
+    """Routes a request. Raises :class:`BadRequest` for an invalid target or name, :class:`AmbiguousPath` among them."""
+    return _ROUTES.recognise(method, target)

@@ -17,8 +17,6 @@ from tlsproxy.memo import Memo
 
 Field = tuple[bytes, bytes]
 """Name, in lower case, and value, without the white space around it."""
-KnownLines = Memo[bytes, Field]
-"""Fields by their lines as they came. Of a head that nobody has seen before, most lines were seen before."""
 
 MEMO_LINES: Final = 1024
 MEMO_LINE: Final = 512
@@ -59,8 +57,20 @@ _ONCE: Final = frozenset(
 )
 _KEPT_BY_CONNECTION: Final = frozenset((b"host", b"content-length", b"content-type", b"content-encoding", b"expect"))
 _NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
+_KEEP_ALIVE: Final = frozenset((b"keep-alive",))
+"""All that most clients say in Connection."""
 
 _identities: Final = Memo[bytes, bool](_MEMO_NAMES)
+
+
+class KnownLines:
+    """Lines as they came: requests have a method and a target each. Of a head that is new, most lines are known."""
+
+    __slots__ = ("fields", "requests")
+
+    def __init__(self, capacity: int = MEMO_LINES) -> None:
+        self.fields = Memo[bytes, Field](capacity)
+        self.requests = Memo[bytes, tuple[str, str]](capacity)
 
 
 @dataclass(slots=True, init=False)
@@ -152,18 +162,10 @@ def has_bare_lf(data: bytes, start: int = 0) -> bool:
 def parse_request(head: bytes, *, max_fields: int = 100, known: KnownLines | None = None) -> RequestHead:
     """Parses a head, its empty line included. Raises :class:`BadRequest` or a subclass.
 
-    Fields of lines that are ``known`` are taken from there, and others put there.
+    Lines that are ``known`` are not read, and others put there.
     """
     lines = head.split(b"\r\n")
-    line = _REQUEST_LINE.fullmatch(lines[0])
-    if line is None:
-        raise BadRequest("Malformed request line")
-    method: bytes
-    target: bytes
-    version: bytes
-    method, target, version = line.groups()
-    if version != b"1.1":
-        raise VersionRefused(_version_text(version))
+    method, target = _request(lines[0], known)
     if len(lines) < _FEWEST_LINES or lines[-1] or lines[-2]:
         raise BadRequest("Malformed header")
     fields = tuple([_field(each, known) for each in lines[1:-2]])
@@ -173,15 +175,15 @@ def parse_request(head: bytes, *, max_fields: int = 100, known: KnownLines | Non
     host = once.get(b"host")
     if host is None or _HOST.fullmatch(host) is None:
         raise BadRequest("Exactly one valid Host header is required")
-    if b"upgrade" in once or method == b"CONNECT":
+    if b"upgrade" in once or method == "CONNECT":
         text = "Upgrade and CONNECT are not offered: send HTTP/1.1 without them; gRPC gets HTTP/2 by ALPN (h2)"
         raise UpgradeRefused(text)
     expect = once.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ExpectationFailed("The only expectation that is understood is 100-continue")
     return RequestHead(
-        method.decode("ascii"),
-        target.decode("ascii"),
+        method,
+        target,
         fields,
         host,
         _body_length(once),
@@ -190,8 +192,27 @@ def parse_request(head: bytes, *, max_fields: int = 100, known: KnownLines | Non
     )
 
 
+def _request(line: bytes, known: KnownLines | None) -> tuple[str, str]:
+    request = known.requests.get(line) if known is not None else None
+    if request is not None:
+        return request
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise BadRequest("Malformed request line")
+    method: bytes
+    target: bytes
+    version: bytes
+    method, target, version = match.groups()
+    if version != b"1.1":
+        raise VersionRefused(_version_text(version))
+    request = method.decode("ascii"), target.decode("ascii")
+    if known is not None and len(line) <= MEMO_LINE:
+        known.requests.remember(line, request)
+    return request
+
+
 def _field(line: bytes, known: KnownLines | None) -> Field:
-    field = known.get(line) if known is not None else None
+    field = known.fields.get(line) if known is not None else None
     if field is not None:
         return field
     match = _FIELD_LINE.fullmatch(line)
@@ -202,7 +223,7 @@ def _field(line: bytes, known: KnownLines | None) -> Field:
     name, value = match.groups()
     field = name.lower(), value.strip(b" \t")
     if known is not None and len(line) <= MEMO_LINE:
-        known.remember(line, field)
+        known.fields.remember(line, field)
     return field
 
 
@@ -242,6 +263,8 @@ def _options(fields: tuple[Field, ...]) -> frozenset[bytes]:
     values = [value for name, value in fields if name == b"connection"]
     if not values:
         return _NO_OPTIONS
+    if values == [b"keep-alive"]:
+        return _KEEP_ALIVE
     options = frozenset([option.strip(b" \t").lower() for value in values for option in value.split(b",")])
     if options & _KEPT_BY_CONNECTION:
         raise BadRequest("Connection names a header that must reach the server")

@@ -49,7 +49,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.field_block import size_of
-from tlsproxy.wire.http1 import MEMO_LINES, KnownLines, RequestHead, parse_request, restate_request
+from tlsproxy.wire.http1 import KnownLines, RequestHead, parse_request, restate_request
 from tlsproxy.wire.json_skeleton import Template
 from tlsproxy.wire.target import RequestTarget
 from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
@@ -236,7 +236,7 @@ class Plans:
         self._upstream_host = generation.nodes[0].rest.authority
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
-        self._lines: KnownLines = Memo(MEMO_LINES)
+        self._lines = KnownLines()
         self._memo = Memo[tuple[Principal, bytes], Plan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, bytes], Plan](MEMO_REFUSALS)
         self._read = Memo[tuple[Unread, bytes], tuple[Plan, Template | None]](MEMO_PLANS)
