@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
+import http.client
 import json
 import os
 import pty
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support import forked
-from support.gateway import Gateway
+from support.gateway import DEADLINE, Gateway
+from support.polling import until
 from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
+from tlsproxy.config.locks import SUFFIX
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
@@ -109,3 +117,26 @@ def test_a_request_s_text_is_in_no_log_line_as_itself(site: Site, upstream: Scri
         client.ask(target="/collections/%0A%1B%5B31mforged", fields=[("x-request-id", "a\x1b[31mforged")])
         gateway.stop()
     assert all(line.isascii() and line.isprintable() for line in gateway.log.seen)
+
+
+def test_a_log_that_nobody_reads_holds_no_client(own_site: Site, upstream: ScriptedUpstream) -> None:
+    config = own_site.write_config(upstream.url)
+    locks = [{"subject": f"CN=left-{number}", "reason": "has left the company"} for number in range(200)]
+    config.with_name(f"{config.name}{SUFFIX}").write_text(json.dumps({"locks": locks}))
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    ready = own_site.directory / "ready"
+    command = [sys.executable, "-P", "-m", "tlsproxy", "run", "--config", str(config), "--ready-file", str(ready)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=writing) as gateway, os.fdopen(reading) as log:
+        os.close(writing)
+        try:
+            until(ready.exists)
+            port = int(json.loads(ready.read_text())["listeners"][0]["address"].rpartition(":")[2])
+            client = http.client.HTTPSConnection("localhost", port, context=own_site.client(), timeout=DEADLINE)
+            with closing(client):
+                client.request("GET", "/collections")
+                assert client.getresponse().status == 200
+        finally:
+            gateway.terminate()
+        assert sum(" locked (start): subject CN=left-" in line for line in log) == len(locks)
+        assert gateway.wait(DEADLINE) == 0

@@ -53,6 +53,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
                 environ = {"JOURNAL_STREAM": f"{facts.st_dev}:{facts.st_ino}"} if journal else {}
                 logs.configure(settings.logger, settings.log_level, environ)
             say()
+            handler = logging.getLogger().handlers[0]
+            handler.flush()
+            handler.close()
             stream.seek(0)
             return stream.read()
 

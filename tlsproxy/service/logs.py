@@ -18,6 +18,7 @@ from typing import Final, TextIO
 
 from tlsproxy.audit.line import json_string, timestamp
 from tlsproxy.config.model import Logger
+from tlsproxy.service.log_output import Output
 from tlsproxy.text import printable
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def configure(logger: Logger, level: str, environ: Mapping[str, str]) -> None:
     """Set up the log of this process, once, before its first record."""
     stream = sys.stdout if logger.output == "stdout" else sys.stderr
     journal = environ.get("JOURNAL_STREAM") == _identity(stream)
-    handler = logging.StreamHandler(stream)
+    stream.flush()
+    handler = Output(stream.fileno())
     if logger.format == "json":
         formatter: logging.Formatter = _Json()
     else:
