@@ -83,6 +83,7 @@ def planned(admission: Admission, request: tuple[str, str]) -> Plan:
             rewritten=True,
             whole=True,
             repeats=False,
+            ruling=NOTHING,
         )
     return Plan("", "", judged.decision, LINE, route, queries=concerning(admission.queries, asked.operation))
 

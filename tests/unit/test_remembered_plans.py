@@ -253,6 +253,23 @@ def test_bodies_that_name_the_same_are_decided_once_whatever_their_length(
     assert b"\r\ncontent-length: %d\r\n" % len(bodies[1]) in second.upstream
 
 
+def test_all_that_is_allowed_by_one_ruling_on_the_head_has_one_on_the_body(
+    limited_twice: Generation, quotas: Quotas
+) -> None:
+    plans, principal = Plans(limited_twice, quotas), limited_twice.principal_of(None)
+    names = (b"docs", b"docs", b"other")
+    bodies = [b'{"limit":%d,"lookup_from":{"collection":"%b"}}' % (limit, name) for limit, name in enumerate(names)]
+
+    def plan_of(role: str, body: bytes) -> Plan:
+        plan: Plan = read(plans, principal, ("docs/points/query", KEYS[role], body))[0]
+        return plan
+
+    limited, more = ([plan_of(role, body) for body in bodies] for role in ("limited", "tenant"))
+    assert [plan.decision.allowed for plan in (*limited, *more)] == [True, True, False, True, True, True]
+    assert limited[0].audit.caller is limited[1].audit.caller is not limited[2].audit.caller
+    assert more[0].audit.caller is more[1].audit.caller is more[2].audit.caller is not limited[0].audit.caller
+
+
 def test_heads_that_differ_in_nothing_that_decides_are_decided_once(
     generation: Generation, quotas: Quotas, principal: Principal
 ) -> None:

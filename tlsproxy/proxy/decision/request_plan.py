@@ -372,8 +372,15 @@ class Plans:
         return read, template, ruling
 
     def _ruled(self, unread: Unread, read: BodyDecision) -> Ruling:
-        admission, judgement = unread.admission, HeadDecision(read.decision, read.reducer)
-        return self._rulings.make(admission.principal, unread.asked, admission, judgement, _presented(unread.head))
+        """The ruling on a body. All that are allowed have one, whatever is in them: filters differ, names seldom do."""
+        by_head, admission, allowed = unread.ruling, unread.admission, read.decision is ALLOWED and read.reducer is None
+        if allowed and by_head.allowed is not None:
+            return by_head.allowed
+        judgement, presented = HeadDecision(read.decision, read.reducer), _presented(unread.head)
+        ruling = self._rulings.make(admission.principal, unread.asked, admission, judgement, presented)
+        if allowed:
+            by_head.allowed = ruling
+        return ruling
 
     def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:
         """An answer that will be read comes as it is; which pages may read it, Qdrant is not asked where we say so.
@@ -431,7 +438,7 @@ class Plans:
             whole = confined or (policed and operation is not None and counts_numbers(operation))
             coding = head.value(b"content-encoding")
             repeats = not whole and size_of(head.fields) + len(head.target) <= MEMO_HEAD
-            route = Unread(head, asked, admission, coding, confined, confined or policed, whole, repeats)
+            route = Unread(head, asked, admission, coding, confined, confined or policed, whole, repeats, ruling)
         audit = ruling.audit
         if self._log_api or not decision.allowed:
             audit = audit.at(asked.target.path if asked is not None else head.target.partition("?")[0])

@@ -35,6 +35,7 @@ AUDIT_QUERY: Final = 65_536
 @dataclass(slots=True, eq=False)
 class Ruling:
     """``audit`` lacks the path. ``admission`` is None where the caller was not admitted, or not asked who it is.
+    ``allowed``: the ruling on bodies that are allowed, and their answers not reduced, once there was one.
 
     The other fields are as in :class:`tlsproxy.proxy.decision.request_plan.Plan`.
     """
@@ -50,6 +51,7 @@ class Ruling:
     expires: float
     exists: ValueExists | None
     queries: QueryPolicy
+    allowed: Ruling | None = None
 
 
 class Rulings:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.authz.admission import Admission
+from tlsproxy.proxy.decision.rulings import Ruling
 from tlsproxy.qdrant.rest_decision import BodyDecision, deciding_body
 from tlsproxy.qdrant.router import Recognised
 from tlsproxy.qdrant.scoring import Facts
@@ -26,7 +27,7 @@ class Unread:
 
     ``coding`` is what its body must be freed of. ``confined``: to some points. ``rewritten``: the body is read, and
     written anew; else it is read for its names. ``whole``: with the numbers in it. ``repeats``: plans of its bodies may
-    be remembered.
+    be remembered. ``ruling``: that by the head.
     """
 
     head: RequestHead
@@ -37,6 +38,7 @@ class Unread:
     rewritten: bool
     whole: bool
     repeats: bool
+    ruling: Ruling
 
     def decoded(self, plain: Content) -> int:
         """Bytes that a body takes beside the received one."""
