@@ -26,7 +26,7 @@ from tlsproxy.config.model import Role
 from tlsproxy.errors import BadRequest, PolicyRefused, RequestError
 from tlsproxy.qdrant.operations import REST
 from tlsproxy.qdrant.rest_decision import BodyDecision, decide_request, deciding_body
-from tlsproxy.qdrant.rest_hidden import strip_payload
+from tlsproxy.qdrant.rest_hidden import strip_payloads
 from tlsproxy.qdrant.rest_query_policy import reading_under
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.cooperative import at_once
@@ -374,8 +374,8 @@ def test_large_answers_hold_up_nobody() -> None:
     points = [{"id": 1, "payload": {"a": 1}}] * many
     (change,) = read(SALARY, "/points", {"ids": [1]}).reducer.changes  # type: ignore[union-attr]
     for steps in (
-        strip_payload({"contact": [{}] * many}, SALARY.hidden),
-        strip_payload({"contact": [1] * many}, SALARY.hidden),
+        strip_payloads([({"contact": [{}] * many}, SALARY.hidden.tree)]),
+        strip_payloads([({"contact": [1] * many}, SALARY.hidden.tree)]),
         change(points),
     ):
         assert len(list(steps)) >= 4
@@ -511,7 +511,7 @@ def outcome(policy: QueryPolicy, request: Asked, stored: list[Point]) -> Any:
 
 def without_hidden(policy: QueryPolicy, payload: dict[str, Any]) -> dict[str, Any]:
     copy = orjson.loads(orjson.dumps(payload))
-    at_once(strip_payload(copy, policy.hidden))
+    at_once(strip_payloads([(copy, policy.hidden.tree)]))
     return dict(copy)
 
 

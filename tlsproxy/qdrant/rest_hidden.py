@@ -36,7 +36,8 @@ class Stripping:
     policy: QueryPolicy
 
     def __call__(self, result: Any) -> Steps[Any]:
-        names, hidden = _WITHOUT_VECTOR if self.policy.hides_vectors else _POINT, self.policy.hidden
+        names, tree = _WITHOUT_VECTOR if self.policy.hides_vectors else _POINT, self.policy.hidden.tree
+        payloads: list[tuple[Any, KeyTree]] = []
         for count, point in enumerate(self.form(result), start=1):
             if not count % STEP:
                 yield None
@@ -44,8 +45,9 @@ class Stripping:
                 continue
             _keep(point, names)
             payload = point.get("payload")
-            if payload is not None and not _object(payload).keys().isdisjoint(hidden.tree):
-                yield from strip_payload(payload, hidden)
+            if payload is not None and not _object(payload).keys().isdisjoint(tree):
+                payloads.append((payload, tree))
+        yield from strip_payloads(payloads)
         return result
 
 
@@ -80,9 +82,8 @@ def stripping_of(operation: Operation, policy: QueryPolicy) -> ChangedAnswer | N
     return ChangedAnswer((Stripping(_FORMS[operation.path.replace(_SHARD, "")], policy),))
 
 
-def strip_payload(payload: dict[str, Any], hidden: HiddenKeys) -> Steps[None]:
-    """Takes hidden keys out of a payload, in all elements of its arrays too."""
-    pending: list[tuple[Any, KeyTree]] = [(payload, hidden.tree)]
+def strip_payloads(pending: list[tuple[Any, KeyTree]]) -> Steps[None]:
+    """Takes the keys of its tree out of each payload, in all elements of its arrays too. The list is used up."""
     count = 0
     while pending:
         value, tree = pending.pop()
