@@ -43,17 +43,24 @@ def modules(patterns: list[str]) -> list[str]:
     return [str(path) for paths in found for path in paths if path.name != "__init__.py"]
 
 
+OWN: Final = ("-fvisibility=hidden", "-fno-semantic-interposition")
+"""No function of ours is replaced by a library's of its name, so calls among them may be direct or inlined."""
+
+
 def extensions(patterns: list[str]) -> list[Extension]:
     from mypyc.build import mypycify  # noqa: PLC0415 - a requirement of this form alone
 
     options = ["--config-file=", "--cache-dir=build/mypy", "--ignore-missing-imports", "--follow-imports=silent"]
-    return mypycify(
+    made = mypycify(
         options + modules(patterns),
-        opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"),
+        opt_level=os.environ.get("MYPYC_OPT_LEVEL", "2"),
         debug_level="0",
         multi_file=True,  # a single C file of all takes gigabytes
         group_name="tlsproxy",
     )
+    for extension in made:
+        extension.extra_compile_args += OWN
+    return made
 
 
 if __name__ == "__main__":
