@@ -15,9 +15,10 @@ from tlsproxy.audit.line import Refusal
 from tlsproxy.authz.locks import KINDS
 from tlsproxy.form import form
 from tlsproxy.metrics import families
+from tlsproxy.metrics.counts import Histogram, RequestCounts
 from tlsproxy.metrics.families import HANDSHAKE_BUCKETS, REQUEST_BUCKETS
 from tlsproxy.metrics.process import process_series
-from tlsproxy.metrics.prometheus import Histogram, Series
+from tlsproxy.metrics.prometheus import Series
 from tlsproxy.metrics.recent import Recent
 from tlsproxy.snapshot.lifetimes import Kind, ends_by_name, lifetimes_of
 
@@ -39,7 +40,8 @@ class Metrics:
     and the most that may be queued).
 
     `limits` returns how often the table of limits had no free row, and how often its lock was not acquired. `shares`
-    returns those of `memory` and `upstream`, in processes that have them. `recent` are the last minutes.
+    returns those of `memory` and `upstream`, in processes that have them. `request` counts one that has ended,
+    `recent` are the last minutes.
     """
 
     def __init__(
@@ -57,8 +59,8 @@ class Metrics:
         self._pool = pool
         self._audit = audit
         self.recent = Recent()
-        self._requests: dict[tuple[str, str, str, str], int] = defaultdict(int)
-        self._durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
+        self._requests = RequestCounts(self.recent, REQUEST_BUCKETS)
+        self.request = self._requests.ended
         self._tcp: dict[str, int] = defaultdict(int)
         self._handshakes: dict[str, int] = defaultdict(int)
         self._negotiated: dict[tuple[str, str, str, str], int] = defaultdict(int)
@@ -85,12 +87,6 @@ class Metrics:
         self._round_trips: dict[str, int] = defaultdict(int)
         self._bundle: Mapping[str, Any] | None = None
         self._ready: Mapping[str, bool] = {}
-
-    def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None:
-        """A request has ended. `outcome` is allowed, denied, or failed (allowed, but not completed)."""
-        self._requests[operation, role, outcome, reason] += 1
-        self._durations[operation].observe(seconds)
-        self.recent.decided(role, outcome)
 
     def tcp(self, role: str, outcome: str, reason: str) -> None:
         """A connection of mode tcp was decided on, or failed. ``outcome`` as for a request."""
@@ -211,9 +207,9 @@ class Metrics:
         yield families.READY.keyed(self._ready)
 
     def _collect_requests(self) -> Iterator[Series]:
-        requests = self._requests.copy()
+        requests = self._requests.numbers.copy()
         yield Series(families.REQUESTS, _without_reasons(requests))
-        yield families.REQUEST_DURATION.keyed(self._durations)
+        yield families.REQUEST_DURATION.keyed(self._requests.durations)
         yield Series(families.DECISIONS, _by_reason(requests, self._tcp.copy()))
         overflows, unlocked = self._limits()
         yield families.LIMIT_OVERFLOWS.single(overflows)

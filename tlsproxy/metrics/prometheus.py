@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from tlsproxy.metrics.counts import Histogram
 from tlsproxy.threads import in_thread
 
 if TYPE_CHECKING:
@@ -17,41 +17,6 @@ if TYPE_CHECKING:
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _SPECIAL: Final = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}
-
-
-class Histogram:
-    """Counts of values by upper bound; the last bucket has no bound."""
-
-    __slots__ = ("_bounds", "counts", "sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        # `le` is inclusive: a value equal to a bound belongs to it.
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
-
-    def plus(self, counts: Sequence[int], total: float) -> Histogram:
-        """A histogram with the counts and the sum of another one with the same bounds added."""
-        joined = Histogram(self._bounds)
-        joined.counts = [one + more for one, more in zip(self.counts, counts, strict=True)]
-        joined.sum = self.sum + total
-        return joined
-
-    def copy(self) -> Histogram:
-        copied = Histogram(self._bounds)
-        copied.counts, copied.sum = self.counts.copy(), self.sum
-        return copied
-
-    def buckets(self) -> Iterator[tuple[str, int]]:
-        """Cumulated counts by upper bound."""
-        total = 0
-        for bound, count in zip([*map(str, self._bounds), "+Inf"], self.counts, strict=True):
-            total += count
-            yield bound, total
 
 
 Value: TypeAlias = float | Histogram

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import orjson
 
+from tlsproxy.metrics.counts import Histogram
 from tlsproxy.metrics.families import BUILD_INFO, FAMILIES, PROCESS
-from tlsproxy.metrics.prometheus import Family, Histogram, Series, Value, exposition
+from tlsproxy.metrics.prometheus import Family, Series, Value, exposition
 from tlsproxy.service.workers.channel import Body
 
 CUMULATIVE: Final = frozenset({"counter", "histogram"})
