@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 T = TypeVar("T")
 
@@ -26,3 +29,16 @@ def _slice(first: T, rest: Iterator[T]) -> Iterator[T]:
             yield item
             if time.monotonic() >= end:
                 return
+
+
+def act_in_slices(loop: AbstractEventLoop, items: Iterable[T], act: Callable[[T], None]) -> None:
+    """Acts on each item, the first slice of them before this returns. An error costs the slice, and no other."""
+    _act(loop, slices(items), act)
+
+
+def _act(loop: AbstractEventLoop, turns: Iterator[Iterator[T]], act: Callable[[T], None]) -> None:
+    for items in turns:
+        loop.call_soon(_act, loop, turns, act)
+        for item in items:
+            act(item)
+        return

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tlsproxy import slices
 from tlsproxy.proxy.core import connection_manager as module
 from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.jitter import FEW
@@ -270,6 +271,29 @@ def test_the_ends_of_many_are_told_at_once_and_carried_out_one_by_one(patient: b
         bench.manager.leave(bench.entries[-1])
         timers.run()
         assert {entry.number for entry in gone} == set(range(1, 10 * FEW))
+
+    asyncio.run(run())
+
+
+def test_others_are_served_between_many_whose_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SLICE", 0.0)
+
+    async def run() -> None:
+        bench = Bench(20)
+        for entry in bench.entries:
+            session: Any = entry.session
+            session.reason, session.patient = "no_role", True
+        bench.limits.expel_after = 1e-9
+        await bench.look()
+        gone, stays = [], bench.entries[7]
+        stays.expel_at = float("inf")
+        bench.manager._tick()
+        for _ in range(25):
+            gone.append(sum(bool(entry.session.expelled) for entry in bench.entries))  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        assert gone[:19] == [*range(1, 20)]
+        assert not stays.session.expelled  # type: ignore[union-attr]
+        bench.manager.close()
 
     asyncio.run(run())
 

@@ -37,7 +37,7 @@ from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.limits.addresses import network_of
 from tlsproxy.proxy.limits.fair_shares import Account
-from tlsproxy.slices import SLICE, slices
+from tlsproxy.slices import SLICE, act_in_slices, slices
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.negotiated import UNKNOWN, Negotiated
@@ -370,10 +370,13 @@ class ConnectionManager:
         elif self._slice is None:
             self.review()
         now = time.monotonic()
-        for entry in [entry for entry in self._ending.values() if now >= entry.expel_at]:
-            if entry.session is not None:
-                entry.expel_at = float("inf")
-                entry.session.expel(entry.end_reason)
+        over = [entry for entry in self._ending.values() if now >= entry.expel_at]
+        act_in_slices(self._gateway.loop, over, self._expel)
+
+    def _expel(self, entry: Entry) -> None:
+        if entry.session is not None and time.monotonic() >= entry.expel_at:
+            entry.expel_at = float("inf")
+            entry.session.expel(entry.end_reason)
 
     def _end(self, entry: Entry, reason: str, after: float, pause: float) -> None:
         entry.end_reason, entry.end_audited = reason, True

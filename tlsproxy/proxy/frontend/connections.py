@@ -25,6 +25,7 @@ from tlsproxy.proxy.frontend.proxy_header import SILENT, HeaderReception
 from tlsproxy.proxy.frontend.rejections import Rejections
 from tlsproxy.proxy.limits.addresses import network_of
 from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.slices import act_in_slices
 from tlsproxy.wire.proxy_protocol import Header
 
 
@@ -117,12 +118,14 @@ class Connections:
         self._when_empty = when_empty
         self._rejections.write()
         spread = self._gateway.bounds.end_spread if len(self._open) > FEW else 0.0
-        for connection in list(self._open):
-            if spread and connection.entry is not None:
-                self._gateway.loop.call_later(spread * share(connection.entry.number), connection.drain)
-            else:
-                connection.drain()
+        act_in_slices(self._gateway.loop, list(self._open), partial(self._drain, spread))
         self._check_empty()
+
+    def _drain(self, spread: float, connection: AcceptedConnection) -> None:
+        if spread and connection.entry is not None:
+            self._gateway.loop.call_later(spread * share(connection.entry.number), connection.drain)
+        elif connection in self._open:
+            connection.drain()
 
     def cut(self) -> None:
         """Aborts all connections."""

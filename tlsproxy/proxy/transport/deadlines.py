@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
-from tlsproxy.slices import slices
+from tlsproxy.slices import act_in_slices
 
 TICK: Final = 0.1
 NEVER: Final = float("inf")
@@ -62,19 +62,11 @@ class Deadlines:
 
     def rearm(self) -> None:
         """Applies changed limits to waits in progress, in slices."""
-        self._loop.call_soon(self._in_slices, slices(_each(list(self._streams))), self._rearm_one)
+        self._loop.call_soon(act_in_slices, self._loop, _each(list(self._streams)), self._rearm_one)
 
     def _rearm_one(self, stream: Expiring) -> None:
         if stream in self._streams:
             stream.rearm()
-
-    def _in_slices(self, turns: Iterator[Iterator[T]], act: Callable[[T], None]) -> None:
-        """Acts on each item; others are served in between. Twenty thousand streams may expire at once."""
-        for items in turns:
-            for item in items:
-                act(item)
-            self._loop.call_soon(self._in_slices, turns, act)
-            return
 
     def close(self) -> None:
         self._handle.cancel()
@@ -83,10 +75,10 @@ class Deadlines:
         self._handle = self._loop.call_later(TICK, self._sweep)
         now = time.monotonic()
         over = [stream for stream in self._streams if stream.deadline <= now]
-        self._in_slices(slices(_each(over)), self._expire)
+        act_in_slices(self._loop, _each(over), self._expire)  # twenty thousand may expire at once
         self._looked_at |= self.heard
         self.heard.clear()
-        self._in_slices(slices(_each(self._looked_at)), _look)
+        act_in_slices(self._loop, _each(self._looked_at), _look)
         for call in self.each:
             call()
 
