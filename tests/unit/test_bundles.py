@@ -56,6 +56,21 @@ class Bench:
         return self.bundles.current.version
 
 
+def test_the_main_file_is_parsed_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have thousands of rules."""
+    parsers: list[int] = []
+    parse = bundles.bundle_settings
+    monkeypatch.setattr(
+        bundles, "bundle_settings", lambda *args: (parsers.append(threading.get_ident()), parse(*args))[1]
+    )
+    with TokenIssuer() as server:
+        bench = Bench(tmp_path, server)
+        bench.offer(1)
+        assert bench.first() == ""
+    assert parsers
+    assert threading.get_ident() not in parsers
+
+
 def test_a_bundle_that_cannot_be_taken_leaves_the_last_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

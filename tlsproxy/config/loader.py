@@ -139,15 +139,16 @@ def admin_listen(data: bytes, path: Path, environ: Mapping[str, str], pieces: Se
 @lru_cache(maxsize=1)
 def _bundle_settings(data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str], ...]) -> BundleConfig | None:
     try:
-        tree = read_tree(data, str(path), disclosed)
+        whole = read_tree(data, str(path), disclosed)
     except ConfigError:
         return None
-    overlay(tree, dict(environ))
-    tree.root = {"bundle": tree.root.get("bundle")}
-    _drop_empty(tree)
-    if list(resolve_paths(tree, lambda _: base, dict(environ))):
-        return None
-    settings = _validate(tree).config.bundle
+    with whole:
+        overlay(whole, dict(environ))
+        tree = Tree({"bundle": whole.root.get("bundle")}, whole.positions)
+        _drop_empty(tree)
+        if list(resolve_paths(tree, lambda _: base, dict(environ))):
+            return None
+        settings = _validate(tree).config.bundle
     try:
         check_key_set_url("" if settings is None else settings.url)
     except ValueError:

@@ -154,8 +154,11 @@ class Bundles:
 
     async def _named(self, serving: Config | None) -> BundleConfig | None:
         """`bundle` in the main file, whatever else is wrong with it. Raises TlsproxyError if it cannot be read."""
-        data = await in_thread(read_main_file, self._config_path, serving)
-        return bundle_settings(data, self._config_path, self._environ)
+        return await in_thread(self._named_now, serving)
+
+    def _named_now(self, serving: Config | None) -> BundleConfig | None:
+        """In a thread: a main file may have thousands of rules."""
+        return bundle_settings(read_main_file(self._config_path, serving), self._config_path, self._environ)
 
     async def _wanted(self, generation: Generation) -> BundleConfig | None:
         """That one: a configuration that names another bundle cannot be published without it. Else the one in force."""
