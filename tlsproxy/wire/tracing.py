@@ -29,13 +29,13 @@ ID_LENGTH: Final = 32
 _ID_BLOCK: Final = literals(((REQUEST_ID, bytes(ID_LENGTH)),))[:-ID_LENGTH]
 
 # A whole field line as the parser accepts it: cutting it out leaves the other lines unchanged. Most lines begin with a
-# letter that no name begins with, and are compared with none.
+# letter that no name begins with, and are compared with none. A value has no case: with one, each character is looked
+# up alone.
 _LINE: Final = re.compile(
-    rb"\r\n(?=[xt])(x-request-id|x-tracing-id|traceparent|tracestate):([\t\x20-\x7e\x80-\xff]*)(?=\r\n)",
-    re.IGNORECASE,
+    rb"\r\n(?=[xXtT])(?i:(x-request-id|x-tracing-id|traceparent|tracestate)):([\t\x20-\x7e\x80-\xff]*)(?=\r\n)"
 )
 # §3.2.2. A later version may have further parts; ff is invalid.
-_FORMAT: Final = rb"-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_FORMAT: Final = rb"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _PARENT: Final = re.compile(rb"00" + _FORMAT + rb"|(?!00|ff)[0-9a-f]{2}" + _FORMAT + rb"(?:-[\x21-\x7e]{1,256})?")
 # §3.3.1.3: key "=" value; no comma and no second "=" in a value, and no space at its end.
 _MEMBER: Final = re.compile(
@@ -92,7 +92,7 @@ def tracing_from_head(head: bytes) -> tuple[bytes, Tracing]:
     parts = _LINE.split(head)  # what is between, a name and a value in turn
     if not 1 < len(parts) <= 3 * MAX_LINES + 1:
         return head, NO_TRACING
-    fields = [(name.lower(), value.strip(b" \t")) for name, value in zip(parts[1::3], parts[2::3], strict=True)]
+    fields = [(parts[at].lower(), parts[at + 1].strip(b" \t")) for at in range(1, len(parts), 3)]
     return b"".join(parts[::3]), _parsed(fields)
 
 
@@ -117,18 +117,29 @@ def tracing_from_fields(fields: Fields) -> tuple[Fields, Tracing]:
 
 
 def _parsed(fields: list[tuple[bytes, bytes]]) -> Tracing:
-    values = dict(reversed(fields))  # the first of several counts
-    tracing_id = next((values[name] for name in TRACING[:3] if name in values), b"")
-    forwarded = [(b"x-tracing-id", values[b"x-tracing-id"])] if b"x-tracing-id" in values else []
-    parents = [value for name, value in fields if name == b"traceparent"]
-    match = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
-    if match is None:
-        return Tracing(tracing_id.decode("latin-1"), "", tuple(forwarded))
-    forwarded.append((b"traceparent", parents[0]))
-    state = b",".join(value for name, value in fields if name == b"tracestate")
-    if _is_state(state):
-        forwarded.append((b"tracestate", state))
-    return Tracing(tracing_id.decode("latin-1"), (match[1] or match[2]).decode(), tuple(forwarded))
+    first: dict[bytes, bytes] = {}
+    states: list[bytes] = []
+    parents = 0
+    for name, value in fields:
+        if name == b"tracestate":
+            states.append(value)
+            continue
+        parents += name == b"traceparent"
+        if name not in first:
+            first[name] = value
+    qdrants, parent = first.get(b"x-tracing-id"), first.get(b"traceparent")
+    said = first.get(REQUEST_ID)
+    if said is None:
+        said = qdrants if qdrants is not None else parent or b""
+    tracing_id = said.decode("latin-1")
+    forwarded: Fields = () if qdrants is None else ((b"x-tracing-id", qdrants),)
+    if parent is None or parents > 1 or _PARENT.fullmatch(parent) is None:
+        return Tracing(tracing_id, "", forwarded)
+    forwarded = (*forwarded, (b"traceparent", parent))
+    state = b",".join(states)
+    if state and _is_state(state):
+        forwarded = (*forwarded, (b"tracestate", state))
+    return Tracing(tracing_id, parent[3:35].decode("ascii"), forwarded)
 
 
 def _is_state(state: bytes) -> bool:
