@@ -25,13 +25,20 @@ def is_cross_site(fields: Iterable[tuple[bytes, bytes]], authority: bytes, allow
     ``authority`` is the host of the request, perhaps with a port; ``allowed`` are further origins that are trusted, as
     a browser writes them. Values that no browser sends (several origins, an unknown site) count as cross-site.
     """
-    origins = [value for name, value in fields if name == b"origin"]
-    if origins:
-        if len(origins) == 1 and origins[0] in allowed:
-            return False
-        if len(origins) > 1 or origins[0].lower().removesuffix(_DEFAULT_PORT) != own_origin(authority):
-            return True
-    return any(value not in _OWN_SITE for name, value in fields if name == b"sec-fetch-site")
+    origins: list[bytes] = []
+    foreign = False
+    for name, value in fields:
+        if name == b"origin":
+            origins.append(value)
+        elif name == b"sec-fetch-site" and value not in _OWN_SITE:
+            foreign = True
+    if not origins:
+        return foreign
+    if len(origins) > 1:
+        return True
+    if origins[0] in allowed:
+        return False
+    return foreign or origins[0].lower().removesuffix(_DEFAULT_PORT) != own_origin(authority)
 
 
 def own_origin(authority: bytes) -> bytes:
