@@ -59,7 +59,7 @@ def extensions(patterns: list[str]) -> list[Extension]:
         group_name="tlsproxy",
     )
     for extension in made:
-        extension.extra_compile_args += OWN
+        extension.extra_compile_args = [*extension.extra_compile_args, *OWN]  # a list that all of them share
     return made
 
 
