@@ -15,7 +15,7 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.query_policy import Treatment, treatment
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.protobuf import Field, delimited, entry, fields, numbers_of
+from tlsproxy.wire.protobuf import Field, delimited, entry, fields, known_fields
 
 STEP: Final = 1000
 """Fields per step, at some microseconds each."""
@@ -40,10 +40,13 @@ class AnswerPart:
     schema: int = 0
     of_point: frozenset[int] = field(init=False)
     """All of them, if it is a point."""
+    of_bare_point: frozenset[int] = field(init=False)
+    """But for the vectors."""
 
     def __post_init__(self) -> None:
-        point = self.kept | {self.payload, self.vectors} if self.payload else frozenset[int]()
-        object.__setattr__(self, "of_point", point)
+        bare = self.kept | {self.payload} if self.payload else frozenset[int]()
+        object.__setattr__(self, "of_bare_point", bare)
+        object.__setattr__(self, "of_point", bare | {self.vectors} if self.payload else bare)
 
 
 PARTS: Final = {
@@ -166,9 +169,7 @@ class _Stripping:
         """The number of fields of a point that is shown as it is; 0 where that is not certain at a glance."""
         if not self._has_none or len(content) > GLANCE:
             return 0
-        found = numbers_of(content)
-        whole = part.of_point.issuperset(found) and not (self._policy.hides_vectors and part.vectors in found)
-        return len(found) if whole else 0
+        return known_fields(content, part.of_bare_point if self._policy.hides_vectors else part.of_point)
 
     def stripped(self, part: AnswerPart, content: bytes) -> Steps[bytes]:
         shown: list[bytes] = []

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
-from tlsproxy.authz.query_policy import NO_POLICY, KeyPath, QueryPolicy, spelled
+from tlsproxy.authz.query_policy import NO_POLICY, HiddenKeys, KeyPath, QueryPolicy, spelled
 from tlsproxy.errors import BadRequest, PolicyRefused
 from tlsproxy.qdrant.grpc_answers import ANSWERS
 from tlsproxy.qdrant.grpc_payload_keys import check_exact, check_path, checking, checking_payload, entry_of, key_path
@@ -257,7 +258,7 @@ def _selection(content: bytes, state: PolicyState) -> Steps[bytes]:
     if chosen.number == _ENABLE:
         return _all_but_hidden(policy) if chosen.integer() else content
     if chosen.number == _EXCLUDE:
-        return delimited(_EXCLUDE, chosen.content() + _hidden_paths(policy))
+        return delimited(_EXCLUDE, chosen.content() + _hidden_paths(policy.hidden))
     included = bytearray()
     for path in state.reading.fields_of("PayloadIncludeSelector", chosen.content()):
         if state.reading.is_step():
@@ -268,11 +269,13 @@ def _selection(content: bytes, state: PolicyState) -> Steps[bytes]:
 
 
 def _all_but_hidden(policy: QueryPolicy) -> bytes:
-    return delimited(_EXCLUDE, _hidden_paths(policy))
+    return delimited(_EXCLUDE, _hidden_paths(policy.hidden))
 
 
-def _hidden_paths(policy: QueryPolicy) -> bytes:
-    return b"".join(delimited(1, spelled(path).encode()) for path in sorted(policy.hidden.paths))
+@lru_cache(maxsize=64)
+def _hidden_paths(hidden: HiddenKeys) -> bytes:
+    """Memoized: a role has the same for all of its queries."""
+    return b"".join(delimited(1, spelled(path).encode()) for path in sorted(hidden.paths))
 
 
 # Rows

@@ -17,6 +17,9 @@ I64: Final = 1
 LEN: Final = 2
 I32: Final = 5
 _FIXED: Final = {I64: 8, I32: 4}
+_Head = tuple[int, int, int, int]
+_NO_HEAD: Final = 0, 0, 0, 0
+"""No field has the number 0."""
 
 MAX_DEPTH: Final = 100
 """Nesting of messages; prost, Qdrant's parser, goes no deeper."""
@@ -116,28 +119,28 @@ def fields(message: bytes) -> Iterator[Field]:
     """All fields of a whole message in order. Raises :class:`ProtobufError`."""
     position, end = 0, len(message)
     while position < end:
-        head = _head(message, position)
-        if head is None or head[3] + head[2] > end:
-            raise ProtobufError("the message ends within a field")
-        number, wire_type, size, content = head
+        number, wire_type, size, content = _head(message, position)
         stop = content + size
+        if not number or stop > end:
+            raise ProtobufError("the message ends within a field")
         value = message[content:stop] if wire_type == LEN else b""
         yield Field(number, wire_type, value, message[position:stop])
         position = stop
 
 
-def numbers_of(message: bytes) -> list[int]:
-    """The numbers of all fields of a whole message in order. Raises :class:`ProtobufError`."""
-    found, position, end = [], 0, len(message)
+def known_fields(message: bytes, known: frozenset[int]) -> int:
+    """How many fields a whole message has; 0 where one is not among the ``known``, or the message ends within one.
+
+    Raises :class:`ProtobufError`.
+    """
+    found, position, end = 0, 0, len(message)
     while position < end:
-        head = _head(message, position)
-        if head is None:
-            raise ProtobufError("the message ends within a field")
-        found.append(head[0])
-        position = head[3] + head[2]
-    if position > end:
-        raise ProtobufError("the message ends within a field")
-    return found
+        number, _, size, content = _head(message, position)
+        if number not in known:
+            return 0
+        found += 1
+        position = content + size
+    return found if position == end else 0
 
 
 def shaped(shape: Shape, where: str, message: bytes) -> Iterator[Field]:
@@ -155,14 +158,14 @@ def entry(content: bytes) -> tuple[bytes, bytes] | None:
     """Key and value of a map's entry, strings or messages in fields 1 and 2, as every writer has them: once each, in
     this order, and nothing else. None for another form. Raises :class:`ProtobufError`.
     """
-    key = _head(content, 0)
-    if key is None or key[:2] != (1, LEN):
+    number, wire_type, size, key = _head(content, 0)
+    if number != 1 or wire_type != LEN:
         return None
-    stop = key[3] + key[2]
-    value = _head(content, stop)
-    if value is None or value[:2] != (2, LEN) or value[3] + value[2] != len(content):
+    stop = key + size
+    number, wire_type, size, value = _head(content, stop)
+    if number != 2 or wire_type != LEN or value + size != len(content):  # noqa: PLR2004 - as above
         return None
-    return content[key[3] : stop], content[value[3] :]
+    return content[key:stop], content[value:]
 
 
 def varint(value: int) -> bytes:
@@ -192,8 +195,9 @@ def flag(number: int) -> bytes:
     return integer(number, 1)
 
 
-def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
-    """(number, wire type, size of the content, its position); None where ``data`` ends before these are known.
+def _head(data: bytes, position: int) -> _Head:
+    """(number, wire type, size of the content, its position); :data:`_NO_HEAD` where ``data`` ends before these are
+    known. Compiled, a tuple or None would be an object, and a tuple is none.
 
     For a varint the position is behind its value, and the size is 0.
     """
@@ -210,11 +214,11 @@ def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
     return _any_head(data, position)
 
 
-def _any_head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
+def _any_head(data: bytes, position: int) -> _Head:
     """As :func:`_head`, for any field."""
     tag = _varint(data, position, _TAG_BYTES)
     if tag is None:
-        return None
+        return _NO_HEAD
     value, position = tag
     number, wire_type = value >> 3, value & 7
     if not number or value >= _HIGHEST_TAG:
@@ -225,7 +229,7 @@ def _any_head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
         raise ProtobufError(f"field {number} has a type that is not accepted")
     after = _varint(data, position, _VARINT_BYTES)
     if after is None:
-        return None
+        return _NO_HEAD
     if wire_type == VARINT:
         return number, wire_type, 0, after[1]
     return number, wire_type, *after
@@ -342,9 +346,9 @@ class Scanner:
     def _field(self, data: bytes, position: int) -> int:
         """Consumes (the beginning of) one field: the number of its bytes, 0 where it needs more. Sets ``_skip``."""
         head = _head(data, position)
-        if head is None:
-            return 0
         number, wire_type, size, content = head
+        if not number:
+            return 0
         frame = self._frames[-1]
         start = content - position
         if self._at + start + size > frame.end:
@@ -390,9 +394,7 @@ class Scanner:
             raise ProtobufError("messages are nested too deeply")
         self._frames.append(_Frame(where, shape, self._nesting.get(where, _NOWHERE), self._at + size))
 
-    def _scanned_field(
-        self, frame: _Frame, shape: Shape, head: tuple[int, int, int, int], data: bytes, start: int
-    ) -> int:
+    def _scanned_field(self, frame: _Frame, shape: Shape, head: _Head, data: bytes, start: int) -> int:
         """As :meth:`_field`, for a name or a message whose content begins after ``start`` bytes."""
         number, wire_type, size, content = head
         if wire_type != LEN:
