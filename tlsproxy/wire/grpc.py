@@ -306,7 +306,7 @@ class Message:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes of the message among these. Raises BadRequest for a second message, or a flag that is neither."""
-        if not self._prefix and data[:1] == b"\0" and int.from_bytes(data[1:PREFIX], "big") == len(data) - PREFIX:
+        if not self._prefix and len(data) >= PREFIX and not data[0] and _length(data) == len(data) - PREFIX:
             self._prefix = data[:PREFIX]  # all of it in one piece, as small ones come
             self.length = len(data) - PREFIX
             self.whole = True
@@ -320,7 +320,7 @@ class Message:
             if self._prefix[0] > 1:
                 raise BadRequest("A message's compressed-flag is 0 or 1")
             self.compressed = self._prefix[0] == 1
-            self.length = self._left = int.from_bytes(self._prefix[1:], "big")
+            self.length = self._left = _length(self._prefix)
         if len(data) > self._left:
             raise BadRequest("This method takes one message")
         self._left -= len(data)
@@ -331,6 +331,10 @@ class Message:
         """The request ends here. Raises BadRequest where its message is not whole."""
         if not self.whole:
             raise BadRequest("The request ended before its message")
+
+
+def _length(prefix: bytes) -> int:
+    return prefix[1] << 24 | prefix[2] << 16 | prefix[3] << 8 | prefix[4]
 
 
 def message(content: bytes) -> bytes:
