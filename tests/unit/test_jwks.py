@@ -7,6 +7,7 @@ import itertools
 import json
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
-from tlsproxy.config.tokens import KeySource, resolve_tokens
+from tlsproxy.config.tokens import KeySource, key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.request_plan import Plan
@@ -76,6 +77,23 @@ def test_what_is_no_document(answer: web.Response, text: str) -> None:
         await runner.cleanup()
 
     asyncio.run(run())
+
+
+def test_a_document_is_judged_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An issuer may have thousands of keys."""
+    judges: list[int] = []
+    judge = jwks.key_set
+    monkeypatch.setattr(jwks, "key_set", lambda *args: (judges.append(threading.get_ident()), judge(*args))[1])
+
+    async def run() -> None:
+        runner, url = await serving([web.Response(body=GOOD)])
+        (source,) = key_sources(config(url))
+        assert (await fetched(source)).document == GOOD
+        await runner.cleanup()
+
+    asyncio.run(run())
+    assert judges
+    assert threading.get_ident() not in judges
 
 
 def test_a_document_that_the_server_still_has_is_not_sent_again() -> None:

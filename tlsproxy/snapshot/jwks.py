@@ -215,7 +215,7 @@ async def _judged(url: str, source: KeySource, judge: Callable[[str, bytes], T])
     """What ``judge`` makes of the URL's document, or the error."""
     shown = shown_url(url)
     try:
-        return judge(shown, await fetch(url, source))
+        return await in_thread(judge, shown, await fetch(url, source))
     except MaterialError as failure:
         return str(failure)
     except Exception as failure:  # noqa: BLE001 - a strange answer must not end the refreshing
