@@ -4,6 +4,7 @@ request has one line and gives back once what it took.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ from support.rest_harness import RestEnds, Stream, in_memory, rest_generation
 from support.site import Site
 
 from tlsproxy.proxy.core import scheduler
-from tlsproxy.proxy.rest import connection
+from tlsproxy.proxy.rest import buffered_response, connection
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import chunked
 
@@ -264,6 +265,7 @@ def running(generations: tuple[Generation, Generation], pipelines: list[list[str
                 patch.setattr(module, "SLICE", 0.0)
             patch.setattr(connection, "TURN", 1)
             patch.setattr(chunked, "CHUNKS", 2)
+            patch.setattr(buffered_response, "PIECE", 7)
         for _ in in_memory(ends):
             yield Run(ends, pipelines, generations)
 
@@ -287,6 +289,21 @@ def test_each_request_ends_once(
             step(run, one)
         run.finish()
         run.check()
+
+
+def test_a_large_answer_is_sent_in_turns_to_a_client_that_takes_all_of_it(
+    made: Callable[[str], tuple[Generation, Generation]],
+) -> None:
+    with running(made("refuse"), [[]], stepwise=True) as run:
+        loop, stream = run.ends.loop, run.ends.connect()
+        stream.handler.data_received(REQUESTS["the audit log"])
+        run.ends.quiet()
+        loop.elapse()
+        writes = [stream.writes]
+        while loop.run():
+            writes.append(stream.writes)
+        assert max(after - before for before, after in itertools.pairwise(writes)) == 1
+        assert stream.writes >= len(b'{"result":{"entries":[]},"status":"ok","time":0.0}') // 7
 
 
 @pytest.mark.parametrize("kind", REQUESTS)

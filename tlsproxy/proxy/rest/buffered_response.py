@@ -7,10 +7,12 @@ from typing import Final
 from tlsproxy.errors import NoMemory
 from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.record import Record
+from tlsproxy.proxy.core.scheduler import in_slices
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
 from tlsproxy.proxy.rest.link import ExchangeHandler
+from tlsproxy.wire.cooperative import Steps
 
 PIECE: Final = 131_072
 """Bytes written to the client's stream at a time."""
@@ -42,9 +44,19 @@ class DeliveredExchange(Exchange):
             super().response_done()
 
     def _deliver_more(self) -> None:
+        in_slices(self._memory, self._delivery(), self._delivered)
+
+    def _delivery(self) -> Steps[None]:
+        """In steps: a client that reads fast enough never stalls."""
         while self._unsent and not self._stream.stalled:
-            piece, self._unsent = self._unsent[:PIECE], self._unsent[PIECE:]
-            super().response_body(bytes(piece))
+            self._send_piece()
+            yield None
+
+    def _send_piece(self) -> None:
+        piece, self._unsent = self._unsent[:PIECE], self._unsent[PIECE:]
+        super().response_body(bytes(piece))
+
+    def _delivered(self, _: None) -> None:
         if not self._unsent:
             super().response_done()
 
