@@ -76,10 +76,10 @@ def marked(text: Content, parts: list[tuple[int, int]]) -> Content:
     if not parts:
         return text
     kept = _kept(text, parts)
-    rest = kept[:1]
-    for mark, one in zip(_MARKS[: len(parts)], kept[1:], strict=True):
-        rest.append(mark)
-        rest.append(one)
+    rest = [kept[0]]
+    for number in range(len(parts)):
+        rest.append(_MARKS[number])
+        rest.append(kept[number + 1])
     return b"".join(rest)
 
 
