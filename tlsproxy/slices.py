@@ -31,9 +31,17 @@ def _slice(first: T, rest: Iterator[T]) -> Iterator[T]:
                 return
 
 
-def act_in_slices(loop: AbstractEventLoop, items: Iterable[T], act: Callable[[T], None]) -> None:
-    """Acts on each item, the first slice of them before this returns. An error costs the slice, and no other."""
-    _act(loop, slices(items), act)
+def act_in_slices(loop: AbstractEventLoop, items: list[T] | set[T], act: Callable[[T], None]) -> None:
+    """Acts on each item, the first slice of them before this returns. An error costs the slice, and no other.
+
+    Each is taken out of ``items`` in its turn: those that have ended would else be freed together, in one go.
+    """
+    _act(loop, slices(_taken(items)), act)
+
+
+def _taken(items: list[T] | set[T]) -> Iterator[T]:
+    while items:
+        yield items.pop()
 
 
 def _act(loop: AbstractEventLoop, turns: Iterator[Iterator[T]], act: Callable[[T], None]) -> None:

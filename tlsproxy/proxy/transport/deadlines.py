@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from tlsproxy.slices import act_in_slices
 
 TICK: Final = 0.1
 NEVER: Final = float("inf")
-
-T = TypeVar("T")
 
 
 class Receiving(Protocol):
@@ -62,7 +60,7 @@ class Deadlines:
 
     def rearm(self) -> None:
         """Applies changed limits to waits in progress, in slices."""
-        self._loop.call_soon(act_in_slices, self._loop, _each(list(self._streams)), self._rearm_one)
+        self._loop.call_soon(act_in_slices, self._loop, list(self._streams), self._rearm_one)
 
     def _rearm_one(self, stream: Expiring) -> None:
         if stream in self._streams:
@@ -75,22 +73,16 @@ class Deadlines:
         self._handle = self._loop.call_later(TICK, self._sweep)
         now = time.monotonic()
         over = [stream for stream in self._streams if stream.deadline <= now]
-        act_in_slices(self._loop, _each(over), self._expire)  # twenty thousand may expire at once
+        act_in_slices(self._loop, over, self._expire)  # twenty thousand may expire at once
         self._looked_at |= self.heard
         self.heard.clear()
-        act_in_slices(self._loop, _each(self._looked_at), _look)
+        act_in_slices(self._loop, self._looked_at, _look)
         for call in self.each:
             call()
 
     def _expire(self, stream: Expiring) -> None:
         if stream in self._streams and stream.deadline <= time.monotonic():
             stream.expired()
-
-
-def _each(streams: list[T] | set[T]) -> Iterator[T]:
-    """Each stream, which is let go with its turn: those that have ended would else be freed together, in one go."""
-    while streams:
-        yield streams.pop()
 
 
 def _look(receiving: Receiving) -> None:
