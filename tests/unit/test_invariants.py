@@ -105,7 +105,7 @@ DATES = {
     "snapshot/bundles.py": "of a fetch, in the status, and what the expiry of a bundle is judged by",
     "service/reloader.py": "of a verdict, and what dates are judged by",
     "service/server.py:_event": "of an audit line",
-    "service/state.py:status": "slots of the monotonic clock, told as dates",
+    "service/state.py:_status": "slots of the monotonic clock, told as dates",
     "service/workers/process.py:__init__": "of a start, in the status",
     "service/shared/coordinator.py": "of a change, in the status, and what is left of locks",
     "snapshot/bounded_io.py:_begin": "of a call that hangs, in what is said of it",
