@@ -102,7 +102,7 @@ class Generation:
     @property
     def protocols(self) -> tuple[HttpProtocol, ...]:
         """Protocols that the nodes are asked in: REST always, and gRPC if it is served."""
-        return tuple(protocol for protocol in PROTOCOLS if self.nodes[0].api(protocol) is not None)
+        return tuple(protocol for protocol in PROTOCOLS if protocol != "grpc" or self.nodes[0].grpc is not None)
 
     @property
     def config_sha256(self) -> str:
