@@ -68,6 +68,7 @@ class Forwarding:
         await asyncio.gather(*running, return_exceptions=True)
         for client in running.values():  # that of a task that had not begun, or was connecting, is open
             client.transport.abort()
+        await asyncio.sleep(0)  # then what was just accepted has its transport
         for transport in list(self._loop._transports.values()):  # type: ignore[attr-defined]
             transport.abort()  # of a handshake under way, which has no task yet
         await asyncio.sleep(0)
