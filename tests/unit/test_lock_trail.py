@@ -33,7 +33,7 @@ class Bench:
         )
 
     async def look(self, locks: Locks, now: float) -> list[tuple[str, str]]:
-        """What is told."""
+        """Lines that the trail writes."""
         before = len(self.lines)
         await self.trail.tell(await self.trail.differences(locks, NO_FILE, now))
         return [(line["event"], line["lock"]) for line in self.lines[before:]]

@@ -176,7 +176,7 @@ def test_calls_before_it_change_no_plan(
     principal: Principal,
     several: list[tuple[str, str, list[tuple[bytes, bytes]], str]],
 ) -> None:
-    """Of another caller with the same fields, or of the same with others."""
+    """The caller is another with the same fields, or the same with others."""
     plans, callers = CallPlans(generation, quotas), {rule: replace(principal, rule=rule) for rule in ("", "another")}
     for path, key, more, rule in several:
         fields = (*((name.encode(), value.encode()) for name, value in asked(path, key)), *more)

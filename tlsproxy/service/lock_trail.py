@@ -68,7 +68,7 @@ class LockTrail:
         self._looked: tuple[Locks | None, float] = None, 0.0
 
     async def differences(self, locks: Locks, file: LockFile, now: float) -> Differences:
-        """What is to be told once these locks are in force; thousands are compared in a thread.
+        """Locks to report once these are in force; thousands are compared in a thread.
 
         ``file`` has the marks of those that were taken back, ``now`` is seconds since the epoch.
         """

@@ -29,7 +29,7 @@ CHUNKED: Final = -1
 
 END: Final = b"\r\n\r\n"
 _FEWEST_LINES: Final = 4
-"""Of a head that is split at its line ends: a request line, a field, and what is before and behind the last one."""
+"""Parts of a head split at its line ends: a request line, a field, and two empty ones, behind the last two."""
 
 # request-line = method SP request-target SP HTTP-version (RFC 9112 §3); the target is visible ASCII, split later.
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])")
